@@ -1,0 +1,1 @@
+"""The queue that should stand in front of every model server."""

@@ -1,0 +1,654 @@
+"""The state machine of one pool: which ticket runs now, which waits, which is turned away.
+
+It reads no clock (`now` is an argument and never goes back), does no I/O, knows no event loop and uses no randomness. Three
+drivers run it: the memory backend, the simulator and the property tests.
+
+Every operation ends in `_pump`, which grants whatever may run, so that between two operations no waiter is left
+that could have run. What changed for tickets other than the caller's is returned as `Decisions`.
+
+Invariants:
+    in use == sum of `slots` over RUNNING entries == sum of `held` over classes
+    in use <= limit, unless one ticket wider than the limit runs alone, the limit was lowered, or a class is exempt
+    the line is within its bounds between two operations; the lobby is empty unless the line is full
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from admission.line import DONE, LOBBY, REFUSED, RUNNING, WAITING, ClassLine, Entry, Line, Waiter
+from admission.policy.fairness import FairQueueing
+from admission.policy.forecast import Pace
+from admission.policy.limit import FixedLimit, Limit
+from admission.policy.shares import Share, next_class
+from admission.policy.shedding import CoDel, pushes_out
+from admission.statistics import ClassStatistics
+from admission.types import BackpressureMode, Outcome, PriorityClass, Reason, Sample
+
+
+class Decisions(NamedTuple):
+    """What an operation decided about tickets that were waiting, in order."""
+
+    granted: Sequence[Entry] = ()
+    evicted: Sequence[Entry] = ()
+    entered: Sequence[Entry] = ()
+    """Moved from the lobby into the line."""
+
+
+NOTHING = Decisions()
+
+SUCCESS = Outcome.SUCCESS
+
+_blank = object.__new__
+
+_HEAP_SLACK = 64
+"""Entries of the deadline heap that may be stale before it is rebuilt."""
+
+
+class ClassState:
+    """Everything the core keeps about one class."""
+
+    __slots__ = ("codel", "fair", "line", "lobby", "pace", "rank", "rules", "share", "statistics")
+
+    def __init__(self, rules: PriorityClass, rank: int, limit: int, line: ClassLine, lobby: ClassLine) -> None:
+        self.rules = rules
+        self.rank = rank
+        self.line = line
+        self.lobby = lobby
+        self.share = Share(rules, rank, limit)
+        self.fair = FairQueueing(rules.weights)
+        self.pace = Pace()
+        self.codel = None if rules.codel_target is None else CoDel(rules.codel_target, rules.codel_interval)
+        self.statistics = ClassStatistics()
+
+    def head_slots(self) -> int:
+        """Slots the next of this class needs."""
+        return self.line.head().slots
+
+    def oldest_arrival(self) -> float:
+        """When the oldest waiter of this class arrived."""
+        return self.line.oldest().arrival
+
+
+class Core:
+    """One pool: one limit, one line, its classes.
+
+    Not thread-safe. An entry that was granted must come back through `release` exactly once.
+
+    Args:
+        limit: How many slots may be in use.
+        classes: The rules, highest rank first; at most 8.
+        max_queue_size: Tickets in line at most; 0 is unlimited.
+        mode: What a full line does with a caller that may not push anyone out.
+        max_lobby_size: Callers in the lobby at most (BLOCK mode).
+        max_queued_per_tenant: Waiters one tenant may have in one class. None: no bound of its own.
+        refuse_hopeless: Refuse on arrival who would wait longer than it can.
+    """
+
+    def __init__(
+        self,
+        *,
+        limit: Limit,
+        classes: Sequence[PriorityClass],
+        max_queue_size: int = 0,
+        mode: BackpressureMode = BackpressureMode.REJECT,
+        max_lobby_size: int = 10_000,
+        max_queued_per_tenant: int | None = None,
+        refuse_hopeless: bool = False,
+    ) -> None:
+        self.mode = mode
+        self.max_queue_size = max_queue_size
+        self.max_lobby_size = max_lobby_size
+        self.max_queued_per_tenant = max_queued_per_tenant
+        self.refuse_hopeless = refuse_hopeless
+        self.paused = False
+        self.closed = False
+        self.in_use = 0
+        """Slots held by running tickets."""
+        self.line = Line(classes)
+        self.lobby = Line(classes)
+        self.classes = tuple(
+            ClassState(rules, rank, limit.slots, self.line.classes[rank], self.lobby.classes[rank])
+            for rank, rules in enumerate(classes)
+        )
+        self.pace = Pace()
+        """How fast the pool as a whole moves."""
+        self._limit = limit
+        self._learning = not isinstance(limit, FixedLimit)
+        self.limit = limit.slots
+        """Slots that may be in use now."""
+        self._arrivals = 0
+        self._deadlines: list[tuple[float, int, Entry]] = []
+        self._stale_deadlines = 0
+        self._contenders: tuple[ClassState, ...] = ()
+        """Classes with waiters, highest rank first."""
+        self._free_limit = limit.slots
+        """The limit while a free slot is all a newcomer needs; 0 while someone waits or the pool is paused or closed."""
+        # Classes whose rules act by the mere passing of time.
+        self._timed = tuple(c for c in self.classes if c.codel is not None or c.rules.rate is not None)
+
+    # ------------------------------------------------------------------ arrival
+
+    def try_start(self, now: float, rank: int, tenant: str, slots: int, cost: float) -> Entry | None:
+        """Grant at once if a slot is free and nobody waits; else None, and nothing has changed.
+
+        This is the hot path: what it leaves out (exempt classes, waiters of held-back classes, tickets wider than
+        the limit) goes through `offer`, with the same result.
+        """
+        in_use = self.in_use + slots
+        if in_use > self._free_limit:
+            return None
+        state = self.classes[rank]
+        share = state.share
+        held = share.held + slots
+        if held > share.free_cap:
+            return None
+        fair = state.fair
+        flow = fair.flows.get(tenant)
+        if flow is None:
+            flow = fair.flow(tenant)
+        charge = flow.unit if cost == 1 else flow.charge(cost)
+        # FairQueueing.arrive and .grant in one: nobody waits, so the newest start tag plays no part.
+        start = flow.finish
+        if start < fair.virtual:
+            start = fair.virtual
+        else:
+            fair.virtual = start
+        flow.finish = finish = start + charge
+        if finish > fair.highest:
+            fair.highest = finish
+        flow.running += 1
+        share.held = held
+        self.in_use = in_use
+        entry = _blank(Entry)
+        entry.rank = rank
+        entry.flow = flow
+        entry.slots = slots
+        entry.cost = cost
+        entry.charge = charge
+        entry.state = RUNNING
+        entry.arrival = entry.granted_at = now
+        entry.in_flight = in_use
+        entry.position = 0
+        return entry
+
+    def offer(
+        self,
+        now: float,
+        rank: int,
+        tenant: str = "",
+        slots: int = 1,
+        cost: float = 1,
+        *,
+        id: str = "",
+        expires: float = math.inf,
+        expires_as: Reason = Reason.TIMEOUT,
+        may_wait: bool = True,
+        waiter: Waiter | None = None,
+    ) -> tuple[Entry, Decisions]:
+        """Take in a newcomer; its `state` afterwards says what became of it.
+
+        RUNNING: granted at once. WAITING: in line. LOBBY: waits for room in the line. REFUSED: rejected, see
+        `reason`. The decisions are about *other* tickets.
+
+        Args:
+            expires: Monotonic seconds at which it stops waiting, recorded as *expires_as*.
+            may_wait: False refuses it (BUSY) unless it can run at once, and pushes nobody out.
+        """
+        state = self.classes[rank]
+        flow = state.fair.flow(tenant)
+        charge = flow.charge(cost)
+        self._arrivals += 1
+        entry = Entry()
+        entry.rank = rank
+        entry.flow = flow
+        entry.slots = slots
+        entry.cost = cost
+        entry.charge = charge
+        entry.state = WAITING
+        entry.arrival = entry.granted_at = now
+        entry.in_flight = 0
+        entry.position = 0
+        entry.id = id
+        entry.number = self._arrivals
+        entry.start = state.fair.arrive(flow, charge)
+        entry.expires = expires
+        entry.expires_as = expires_as
+        entry.timed = False
+        entry.predicted = None
+        entry.waiter = waiter
+        refusal = self._refused_outright(state, entry, now)
+        if refusal is not None:
+            state.fair.withdraw(flow, charge)
+            self._refuse(entry, refusal, state.statistics.rejected)
+            return entry, NOTHING
+        if state.rules.exempt:
+            self._start(state, entry, now)
+            return entry, NOTHING
+        # The newcomer stands in line before the bounds are looked at: whoever can run at once is never refused for
+        # a full line, and the bounds see the line as it will be.
+        self._enter(state, entry, now)
+        granted: list[Entry] = []
+        evicted: list[Entry] = []
+        # Whoever waited before could not run, so without a free slot there is nothing to pump for.
+        if self.in_use < self.limit:
+            self._pump(now, granted, evicted)
+            if entry.state is RUNNING:
+                granted.remove(entry)
+                return entry, self._settle(now, granted, evicted)
+        refusal = self._find_room(state, entry, now, evicted) if may_wait else Reason.BUSY
+        if refusal is not None:
+            self._leave(entry, now)
+            self._refuse(entry, refusal, state.statistics.rejected)
+            return entry, self._settle(now, granted, evicted)
+        ahead, above = self._before(entry)
+        entry.position = ahead + above + 1
+        entry.predicted = self._predict(state, ahead, entry.position, now)
+        state.statistics.position.observe(entry.position)
+        if expires != math.inf:
+            heapq.heappush(self._deadlines, (expires, entry.number, entry))
+            entry.timed = True
+        if not evicted and not granted:
+            return entry, NOTHING
+        decisions = self._settle(now, granted, evicted)
+        if entry.state is not WAITING and entry in granted:
+            # Pushing someone out removed a wide head that had stopped the pump: the newcomer runs after all.
+            granted.remove(entry)
+        return entry, decisions
+
+    def _refused_outright(self, state: ClassState, entry: Entry, now: float) -> Reason | None:
+        """The reason to refuse a newcomer before it stands in line, or None."""
+        if self.closed:
+            return Reason.DRAINING
+        if entry.expires <= now:
+            return Reason.HOPELESS
+        if state.rules.ceiling < 1 and entry.slots > state.share.cap and not state.rules.exempt:
+            return Reason.TOO_WIDE
+        return None
+
+    def _find_room(self, state: ClassState, entry: Entry, now: float, evicted: list[Entry]) -> Reason | None:
+        """Enforce the bounds on a newcomer that stands in line; the reason to refuse it, or None."""
+        most = self.max_queued_per_tenant
+        if most is not None and entry.flow.waiting > most:
+            return Reason.TENANT_FULL
+        if self.refuse_hopeless and entry.expires != math.inf:
+            ahead, above = self._before(entry)
+            predicted = self._predict(state, ahead, ahead + above + 1, now)
+            if predicted is not None and now + predicted > entry.expires:
+                return Reason.HOPELESS
+        class_full = state.rules.max_queued is not None and state.line.queued > state.rules.max_queued
+        line_full = 0 < self.max_queue_size < self.line.queued
+        if not class_full and not line_full:
+            return None
+        worst = state.line.worst() if class_full else self.line.worst()
+        reason = pushes_out(
+            rank=entry.rank,
+            start=entry.start,
+            waiting=entry.flow.waiting,
+            worst_rank=worst.rank,
+            worst_start=worst.start,
+            worst_waiting=worst.flow.waiting,
+        )
+        if reason is not None:
+            self._evict(worst, reason, now)
+            evicted.append(worst)
+            return None
+        if self.mode is BackpressureMode.BLOCK and self.lobby.queued < self.max_lobby_size:
+            self._step_out(state, entry)
+            entry.state = LOBBY
+            self.lobby.add(entry)
+            return None
+        return Reason.QUEUE_FULL
+
+    # ------------------------------------------------------------------ departure
+
+    def release(
+        self,
+        now: float,
+        entry: Entry,
+        outcome: Outcome = SUCCESS,
+        actual_cost: float | None = None,
+        rtt: float | None = None,
+    ) -> Decisions:
+        """A running ticket ended: its slots are free, its tenant's account is settled.
+
+        Args:
+            actual_cost: What it really cost; None when the estimate stands.
+            rtt: Seconds the limit shall learn from; None for the whole time since the grant.
+
+        Raises:
+            ValueError: The entry does not run: it was released before, or never granted.
+        """
+        if entry.state is not RUNNING:
+            raise ValueError(f"released a ticket that is {entry.state.name}, not RUNNING")
+        entry.state = DONE
+        state = self.classes[entry.rank]
+        share = state.share
+        slots = entry.slots
+        self.in_use -= slots
+        share.held = held = share.held - slots
+        flow = entry.flow
+        flow.running = running = flow.running - 1
+        if actual_cost is not None:
+            state.fair.settle(flow, flow.charge(actual_cost) - entry.charge)
+        if not held and not state.line.queued and not state.lobby.queued:
+            state.fair.rest()
+        elif not running and not flow.waiting:
+            state.fair.absent(flow)
+        ran = now - entry.granted_at
+        statistics = state.statistics
+        statistics.run.observe(ran)
+        if outcome is not SUCCESS:
+            statistics.count_unsuccessful(outcome)
+        if self._learning:
+            self._learn(now, entry, outcome, ran if rtt is None else rtt)
+        if self.line.queued:
+            return self._settle(now)
+        return NOTHING
+
+    def withdraw(self, now: float, entry: Entry, reason: Reason = Reason.CANCELLED) -> Decisions:
+        """The caller gives up: a waiter leaves, a slot granted in the same instant goes to the next at once.
+
+        Safe in every state; a ticket that is done or refused stays as it is.
+        """
+        if entry.state is RUNNING:
+            return self.release(now, entry, Outcome.IGNORED)
+        if entry.state not in (WAITING, LOBBY):
+            return NOTHING
+        self._evict(entry, reason, now)
+        return self._settle(now)
+
+    def expire(self, now: float) -> Decisions:
+        """Time has passed: evict who has waited too long, and start what a start rate held back.
+
+        Call it at `next_event`; calling it early or often does no harm.
+        """
+        evicted: list[Entry] = []
+        deadlines = self._deadlines
+        while deadlines and deadlines[0][0] <= now:
+            _, _, entry = heapq.heappop(deadlines)
+            if entry.timed:
+                entry.timed = False
+                self._evict(entry, entry.expires_as, now)
+                evicted.append(entry)
+            else:
+                self._stale_deadlines -= 1
+        for state in self._timed:
+            if state.codel is not None:
+                self._shed(state, state.codel, now, evicted)
+        return self._settle(now, evicted=evicted)
+
+    def next_event(self, now: float) -> float:
+        """Monotonic seconds at which `expire` has something to do; inf when nothing is due by time alone."""
+        deadlines = self._deadlines
+        while deadlines and not deadlines[0][2].timed:
+            heapq.heappop(deadlines)
+            self._stale_deadlines -= 1
+        due = deadlines[0][0] if deadlines else math.inf
+        for state in self._timed:
+            if not state.line.queued:
+                continue
+            if state.share.start_interval is not None and not state.share.paused and not self.paused:
+                start_due = state.share.start_due()
+                if start_due > now:
+                    due = min(due, start_due)
+            if state.codel is not None:
+                due = min(due, state.codel.interval_end)
+                if state.codel.overloaded:
+                    due = min(due, state.oldest_arrival() + state.codel.oldest_allowed)
+        return due
+
+    # ------------------------------------------------------------------ steering
+
+    def resize(self, now: float, limit: Limit) -> Decisions:
+        """From now on *limit* says how many slots there are. Running tickets keep theirs."""
+        self._limit = limit
+        self._learning = not isinstance(limit, FixedLimit)
+        self._set_limit(limit.slots)
+        return self._settle(now)
+
+    def pause(self, rank: int | None = None) -> None:
+        """Start nothing more, or nothing more of one class; exempt classes go on."""
+        if rank is None:
+            self.paused = True
+        else:
+            self.classes[rank].share.pause(True, self.limit)
+        self._refresh()
+
+    def resume(self, now: float, rank: int | None = None) -> Decisions:
+        """Take a pause back."""
+        if rank is None:
+            self.paused = False
+        else:
+            self.classes[rank].share.pause(False, self.limit)
+        self._refresh()
+        return self._settle(now)
+
+    def close(self, now: float) -> Decisions:
+        """Drain: evict everyone who waits and refuse newcomers; running tickets go on."""
+        self.closed = True
+        self._refresh()
+        evicted = [*self.line.entries(), *self.lobby.entries()]
+        for entry in evicted:
+            self._evict(entry, Reason.EVICTED_DRAINING, now)
+        return self._settle(now, evicted=evicted)
+
+    # ------------------------------------------------------------------ questions
+
+    def position(self, entry: Entry) -> int:
+        """1 + the tickets before it; 0 when it runs or is gone. O(log n)."""
+        if entry.state not in (WAITING, LOBBY):
+            return 0
+        return sum(self._before(entry)) + 1
+
+    def predicted_wait(self, entry: Entry, now: float) -> float | None:
+        """Seconds *entry* will go on waiting; None while no rate is known."""
+        if entry.state not in (WAITING, LOBBY):
+            return 0.0
+        ahead, above = self._before(entry)
+        return self._predict(self.classes[entry.rank], ahead, ahead + above + 1, now)
+
+    def _before(self, entry: Entry) -> tuple[int, int]:
+        """The tickets before a waiter: those of its own class, and all others."""
+        ahead, above = self.line.before(entry)
+        if entry.state is LOBBY:
+            # The whole line stands before the lobby, whatever its classes.
+            own = self.line.classes[entry.rank].queued
+            ahead_in_lobby, above_in_lobby = self.lobby.before(entry)
+            return own + ahead_in_lobby, self.line.queued - own + above_in_lobby
+        return ahead, above
+
+    def predicted_newcomer_wait(self, rank: int, now: float) -> float | None:
+        """Seconds a newcomer of this class would wait, standing behind its class; None while no rate is known."""
+        state = self.classes[rank]
+        ahead = state.line.queued + state.lobby.queued
+        position = 1 + sum(c.line.queued + c.lobby.queued for c in self.classes[: rank + 1])
+        return self._predict(state, ahead, position, now)
+
+    def _predict(self, state: ClassState, ahead: int, position: int, now: float) -> float | None:
+        gap = state.pace.gap(now)
+        if gap is not None:
+            return gap * (ahead + 1)
+        gap = self.pace.gap(now)
+        return None if gap is None else gap * position
+
+    def held_back_by(self, entry: Entry, now: float) -> str:
+        """The binding limit of a waiting ticket, by name: why it waits."""
+        if entry.state is LOBBY:
+            return "line-full"
+        if entry.state is not WAITING:
+            return "nothing"
+        if self.paused:
+            return "paused"
+        state = self.classes[entry.rank]
+        held_back = state.share.held_back(entry.slots, now)
+        if held_back is not None:
+            return held_back
+        if state.line.head() is not entry:
+            return "line-order"
+        return "pool-limit" if next_class(self._contenders, now) is state else "higher-class"
+
+    # ------------------------------------------------------------------ the pump
+
+    def _pump(self, now: float, granted: list[Entry], evicted: list[Entry]) -> None:
+        """Grant whatever may run; add the granted, and those whose deadline had passed when their turn came."""
+        if self.paused:
+            return
+        while self.in_use < self.limit:
+            state = next_class(self._contenders, now)
+            if state is None:
+                break
+            entry = state.line.head()
+            if entry.expires <= now:
+                self._evict(entry, entry.expires_as, now)
+                evicted.append(entry)
+                continue
+            # Nothing smaller overtakes a head that does not fit; one wider than the whole limit runs alone.
+            if self.in_use and self.in_use + entry.slots > self.limit:
+                break
+            self._grant(state, entry, now)
+            granted.append(entry)
+
+    def _grant(self, state: ClassState, entry: Entry, now: float) -> None:
+        """Let the head of a class run."""
+        waited = now - entry.arrival
+        if entry.position:
+            state.pace.granted(now)
+            self.pace.granted(now)
+            state.statistics.count_wait(waited, entry.predicted)
+        if state.codel is not None:
+            state.codel.granted(waited)
+        if entry.timed:
+            self._forget_deadline(entry)
+        self._step_out(state, entry)
+        self._start(state, entry, now)
+        state.share.spend(entry.slots)
+
+    def _start(self, state: ClassState, entry: Entry, now: float) -> None:
+        """Take the slots for a ticket that counts as waiting and stands nowhere any more."""
+        slots = entry.slots
+        for contender in self._contenders:
+            contender.share.earn(slots)
+        state.share.held += slots
+        state.share.count_start(now)
+        state.fair.grant(entry.flow, entry.start)
+        self.in_use += slots
+        entry.state = RUNNING
+        entry.granted_at = now
+        entry.in_flight = self.in_use
+
+    def _settle(self, now: float, granted: list[Entry] | None = None, evicted: list[Entry] | None = None) -> Decisions:
+        """Pump, let the lobby move up, and gather all that was decided, with what is in the lists already."""
+        granted = [] if granted is None else granted
+        evicted = [] if evicted is None else evicted
+        entered: list[Entry] = []
+        while True:
+            self._pump(now, granted, evicted)
+            entry = self._next_of_lobby() if self.lobby.queued else None
+            if entry is None:
+                break
+            self.lobby.remove(entry)
+            entry.state = WAITING
+            self._enter(self.classes[entry.rank], entry, now)
+            entered.append(entry)
+        if granted or evicted or entered:
+            return Decisions(granted, evicted, entered)
+        return NOTHING
+
+    def _next_of_lobby(self) -> Entry | None:
+        """The first of the lobby, in the line's order, for whose class there is room in the line."""
+        if 0 < self.max_queue_size <= self.line.queued:
+            return None
+        for state in self.classes:
+            if state.lobby.queued:
+                most = state.rules.max_queued
+                if most is None or state.line.queued < most:
+                    return state.lobby.head()
+        return None
+
+    # ------------------------------------------------------------------ in and out of line
+
+    def _enter(self, state: ClassState, entry: Entry, now: float) -> None:
+        """Stand *entry* in line."""
+        if not state.line.queued:
+            state.pace.waiting_since(now)
+            if state.codel is not None:
+                state.codel.waiting_since(now)
+        if not self.line.queued:
+            self.pace.waiting_since(now)
+        self.line.add(entry)
+        if state.line.queued == 1:
+            self._refresh()
+
+    def _step_out(self, state: ClassState, entry: Entry) -> None:
+        """Take *entry* out of the line; it still counts as waiting for its tenant."""
+        self.line.remove(entry)
+        if not state.line.queued:
+            state.share.credit = 0
+            state.pace.emptied()
+            if state.codel is not None:
+                state.codel.emptied()
+            if not self.line.queued:
+                self.pace.emptied()
+            self._refresh()
+
+    def _leave(self, entry: Entry, now: float) -> None:
+        """A waiter goes without a permit, from wherever it stands: its tenant gets the charge back."""
+        state = self.classes[entry.rank]
+        if entry.state is LOBBY:
+            self.lobby.remove(entry)
+        else:
+            self._step_out(state, entry)
+        state.fair.withdraw(entry.flow, entry.charge)
+        if entry.timed:
+            self._forget_deadline(entry)
+
+    def _evict(self, entry: Entry, reason: Reason, now: float) -> None:
+        """A waiter has to leave."""
+        self._leave(entry, now)
+        self._refuse(entry, reason, self.classes[entry.rank].statistics.evicted)
+
+    def _refuse(self, entry: Entry, reason: Reason, counters: dict[Reason, int]) -> None:
+        entry.state = REFUSED
+        entry.reason = reason
+        counters[reason] = counters.get(reason, 0) + 1
+
+    def _forget_deadline(self, entry: Entry) -> None:
+        """Its place in the deadline heap means nothing any more; rebuild the heap when half of it is like that."""
+        entry.timed = False
+        self._stale_deadlines += 1
+        if self._stale_deadlines * 2 > len(self._deadlines) + _HEAP_SLACK:
+            self._deadlines = [item for item in self._deadlines if item[2].timed]
+            heapq.heapify(self._deadlines)
+            self._stale_deadlines = 0
+
+    def _shed(self, state: ClassState, codel: CoDel, now: float, evicted: list[Entry]) -> None:
+        """Evict the too old of a class whose line is a standing one."""
+        codel.tick(now)
+        while codel.overloaded and state.line.queued:
+            oldest = state.line.oldest()
+            if now - oldest.arrival < codel.oldest_allowed:
+                break
+            self._evict(oldest, Reason.CODEL, now)
+            evicted.append(oldest)
+
+    # ------------------------------------------------------------------ the limit
+
+    def _learn(self, now: float, entry: Entry, outcome: Outcome, rtt: float) -> None:
+        self._limit.observe(Sample(rtt=rtt, in_flight=entry.in_flight, outcome=outcome, now=now))
+        if self._limit.slots != self.limit:
+            self._set_limit(self._limit.slots)
+
+    def _set_limit(self, slots: int) -> None:
+        self.limit = slots
+        for state in self.classes:
+            state.share.resize(slots)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """Bring up to date what is derived from the lines and switches."""
+        self._contenders = tuple(state for state in self.classes if state.line.queued)
+        self._free_limit = 0 if self.line.queued or self.paused or self.closed else self.limit

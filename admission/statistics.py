@@ -1,0 +1,109 @@
+"""What a pool has counted: own counters and histograms, read at scrape time and never written elsewhere.
+
+Counting is on the hot path, so it is an addition on a plain attribute; labels, names and text are made when someone
+looks.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+from admission.types import HistogramSnapshot, Outcome, Reason
+
+SECONDS: tuple[float, ...] = (
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    120.0,
+    300.0,
+    600.0,
+)
+"""Upper edges for waits and run times."""
+
+POSITIONS: tuple[float, ...] = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10_000, 100_000)
+RATIOS: tuple[float, ...] = (0.1, 0.25, 0.5, 0.8, 1.0, 1.25, 2.0, 4.0, 10.0)
+
+
+class Histogram:
+    """Counts values per bucket; a value equal to an edge belongs below it."""
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def snapshot(self) -> HistogramSnapshot:
+        """A frozen copy."""
+        return HistogramSnapshot(bounds=tuple(self.bounds), counts=tuple(self.counts), sum=self.sum)
+
+
+class ClassStatistics:
+    """Everything counted for one class."""
+
+    __slots__ = (
+        "dropped",
+        "evicted",
+        "granted_later",
+        "ignored",
+        "position",
+        "prediction",
+        "rejected",
+        "run",
+        "wait",
+    )
+
+    def __init__(self) -> None:
+        self.granted_later = 0
+        """Granted after a wait."""
+        self.dropped = 0
+        """Releases with that outcome; the successes are all others in `run`."""
+        self.ignored = 0
+        self.rejected: dict[Reason, int] = {}
+        self.evicted: dict[Reason, int] = {}
+        self.wait = Histogram(SECONDS)
+        self.run = Histogram(SECONDS)
+        self.position = Histogram(POSITIONS)
+        self.prediction = Histogram(RATIOS)
+
+    def count_wait(self, waited: float, predicted: float | None) -> None:
+        """A waiter was granted after *waited* seconds; *predicted* is what it was told on arrival."""
+        self.granted_later += 1
+        self.wait.observe(waited)
+        if predicted is not None and waited > 0:
+            self.prediction.observe(predicted / waited)
+
+    def count_unsuccessful(self, outcome: Outcome) -> None:
+        """A release ended with this outcome, which is not SUCCESS."""
+        if outcome is Outcome.DROPPED:
+            self.dropped += 1
+        else:
+            self.ignored += 1
+
+    def released(self) -> dict[Outcome, int]:
+        """How admitted work ended."""
+        success = sum(self.run.counts) - self.dropped - self.ignored
+        return {Outcome.SUCCESS: success, Outcome.DROPPED: self.dropped, Outcome.IGNORED: self.ignored}
+
+    def waits(self, granted_at_once: int) -> HistogramSnapshot:
+        """Waits of all that were granted, those granted at once with 0 s."""
+        counts = list(self.wait.counts)
+        counts[0] += granted_at_once
+        return HistogramSnapshot(bounds=SECONDS, counts=tuple(counts), sum=self.wait.sum)
