@@ -1,0 +1,52 @@
+"""Settings made into running parts."""
+
+from __future__ import annotations
+
+import logging
+
+from admission.config.settings import Settings
+from admission.controller import AdmissionController
+
+_log = logging.getLogger("admission.config")
+
+
+def middleware_options() -> dict[str, object]:
+    """What `QoSAdmission()` without arguments is made of: the environment and the file it names.
+
+    With `metrics_port` set, the metrics are served there from now on.
+
+    Raises:
+        SettingsError: An option is wrong.
+    """
+    settings = Settings()
+    options = settings.middleware_options()
+    controller = options["controller"]
+    assert isinstance(controller, AdmissionController)
+    serve_metrics(settings, controller)
+    return options
+
+
+def serve_metrics(settings: Settings, controller: AdmissionController, *, tries: int = 1) -> None:
+    """Serve the metrics of *controller* at `metrics_port`, if it is set. Call it on the controller's event
+    loop.
+
+    The server ends with the process. A port that is taken costs the metrics, not the service: it is logged.
+
+    Args:
+        tries: Ports to try, upwards from the first: one for each process of the server.
+    """
+    if settings.metrics_port is None:
+        return
+    from prometheus_client import REGISTRY
+
+    from admission.observability.prometheus import PoolCollector, start_metrics_server
+
+    collector = PoolCollector(controller, namespace=settings.metrics_namespace)
+    for port in range(settings.metrics_port, settings.metrics_port + tries):
+        try:
+            server = start_metrics_server(port, collector, host=settings.metrics_host, registry=REGISTRY)
+        except OSError as error:
+            _log.log(logging.ERROR if tries == 1 else logging.DEBUG, "no metrics on port %d: %s", port, error)
+        else:
+            _log.info("metrics on http://%s:%d/metrics", settings.metrics_host, server.port)
+            return
