@@ -12,7 +12,7 @@ from admission.config.messages import suggestion
 HEADINGS: Mapping[str, tuple[str, ...]] = {
     "pool": (*PoolOptions.__annotations__, "mode", "limit"),
     "http": tuple(Options.__annotations__.keys() - PoolOptions.__annotations__.keys() - {"classify"}),
-    "metrics": ("metrics_namespace", "metrics_port", "metrics_host", "top_tenants"),
+    "metrics": ("metrics_namespace", "metrics_port", "metrics_host", "metrics_tenants"),
     "log": ("log_format", "log_events", "log_tenants", "tracing"),
 }
 """Headings a file may use, and the options that may stand below. Below `[metrics]`, `port` is

@@ -72,7 +72,7 @@ class Settings(BaseSettings):
     max_lobby_size: Annotated[int, between(0)] = 10_000
     max_queued_per_tenant: Annotated[Whole | None, NoneOr] = None
     refuse_hopeless: bool = False
-    retry_after: Annotated[float, between(1, 60)] = 5.0
+    retry_after: Annotated[float, between(1, 30)] = 5.0
     top_tenants: Annotated[int, between(0, 1000)] = 0
 
     # Who asks
@@ -113,6 +113,7 @@ class Settings(BaseSettings):
 
     # Watching
     metrics_namespace: Annotated[str, Field(pattern=r"^[a-zA-Z_][a-zA-Z0-9_]*$")] = "admission"
+    metrics_tenants: Annotated[int, between(0, 1000)] = 0
     metrics_port: Annotated[Annotated[int, between(0, 65535)] | None, NoneOr] = None
     metrics_host: str = "127.0.0.1"
     log_format: Literal["text", "json"] = "text"

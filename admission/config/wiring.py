@@ -39,9 +39,10 @@ def serve_metrics(settings: Settings, controller: AdmissionController, *, tries:
         return
     from prometheus_client import REGISTRY
 
-    from admission.observability.prometheus import PoolCollector, start_metrics_server
+    from admission.observability.exposition import start_metrics_server
+    from admission.observability.prometheus import PoolCollector
 
-    collector = PoolCollector(controller, namespace=settings.metrics_namespace)
+    collector = PoolCollector(controller, namespace=settings.metrics_namespace, tenants=settings.metrics_tenants)
     for port in range(settings.metrics_port, settings.metrics_port + tries):
         try:
             server = start_metrics_server(port, collector, host=settings.metrics_host, registry=REGISTRY)

@@ -128,7 +128,8 @@ def escape(text: str) -> str:
 
 
 class TextFormatter(logging.Formatter):
-    """One line a record, such as `2025-01-31T12:00:00.000Z INFO admission.events: the limit changed old=8 new=9`.
+    """One line a record, such as `2025-01-31T12:00:00.000Z INFO admission.events: the limit changed old=8
+    new=9`.
 
     Tracebacks follow on lines that begin with `  | `, so that none of their lines can pass for a record.
     """

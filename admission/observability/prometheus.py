@@ -1,0 +1,374 @@
+"""Prometheus metrics of pools and executors, read at scrape time.
+
+    collector = PoolCollector(controller, executors=[executor])
+    prometheus_client.REGISTRY.register(collector)      # or serve it as admission.observability.exposition
+    does
+
+Nothing is counted here: the pool counts for itself, and a scrape turns one `Snapshot` into metrics, so
+requests pay nothing. Every series carries the label `pool`. Counters exist from the start, at zero, for every
+reason there is, so that `rate()` sees the first refusal.
+
+`queue_size` has, besides one series per class, `priority="all"` with the sum; leave it out of a
+`sum by (pool)`.
+
+Needs the extra `metrics` (`prometheus_client`).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from admission.errors import NotRunning
+from admission.observability.lag import LoopLag
+from admission.types import ClassSnapshot, HistogramSnapshot, Outcome, Reason, Snapshot, within
+
+OTHER = "other"
+"""Label of all tenants that have none of their own."""
+
+_REJECTED = tuple(reason for reason in Reason if reason.startswith("rejected-"))
+_EVICTED = tuple(reason for reason in Reason if reason.startswith("evicted-"))
+
+
+class Pool(Protocol):
+    """What is scraped: an `AdmissionController`, or anything else with a `Snapshot` to show."""
+
+    def snapshot(self) -> Snapshot: ...
+
+
+class Executor(Protocol):
+    """A `QueuedExecutor`, or anything else whose status has the attributes of an `ExecutorStatus`."""
+
+    def get_status(self) -> object: ...
+
+
+class TenantTotals(Protocol):
+    """What one tenant was given and refused since the pool started."""
+
+    @property
+    def granted(self) -> int: ...
+    @property
+    def refused(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Series:
+    """One number of a class or of a pool, and what it is called."""
+
+    name: str
+    help: str
+    read: Callable[[Any], Any]
+    """What a `ClassSnapshot` or `Snapshot` says; None: there is no such number now, so there is no sample."""
+
+
+_CLASS_GAUGES = (
+    _Series("queue_lobby_size", "Callers waiting for room in the line.", lambda c: c.lobby),
+    _Series("queue_oldest_wait_seconds", "Wait so far of the oldest waiter.", lambda c: c.oldest_wait),
+    _Series("queue_predicted_wait_seconds", "Wait a newcomer can expect.", lambda c: c.predicted_wait),
+    _Series("in_flight_slots", "Slots held.", lambda c: c.in_flight),
+    _Series("slot_cap", "Slots the class's ceiling lets it hold.", lambda c: c.slot_cap),
+    _Series("class_paused", "1 while the class may start nothing.", lambda c: int(c.paused)),
+)
+_CLASS_COUNTERS = (
+    _Series("queue_requests", "Requests that arrived.", lambda c: c.offered),
+    _Series("queue_requests_granted", "Requests that were let in.", lambda c: c.granted),
+    _Series("queue_requests_granted_at_once", "Those let in without waiting.", lambda c: c.granted_at_once),
+)
+_CLASS_HISTOGRAMS = (
+    _Series("queue_wait_time_seconds", "Time in line of requests that were let in.", lambda c: c.wait),
+    _Series("run_time_seconds", "Time between being let in and the end.", lambda c: c.run),
+    _Series("queue_position", "Position on arrival of requests that had to wait.", lambda c: c.position),
+    _Series("queue_prediction_ratio", "Predicted wait divided by the actual one.", lambda c: c.prediction),
+)
+_POOL_GAUGES = (
+    _Series("queue_active_workers", "Requests running.", lambda s: sum(c.running for c in s.classes)),
+    _Series("queue_max_size", "Room in the line; 0 is unlimited.", lambda s: s.max_queue_size),
+    _Series("limit_slots", "Slots that may be in use now.", lambda s: s.limit),
+    _Series("utilisation_ratio", "Slots in use divided by the limit.", lambda s: s.utilisation),
+    _Series("drain_rate", "Grants per second while someone waits.", lambda s: s.drain_rate),
+    _Series("paused", "1 while the pool starts nothing.", lambda s: int(s.paused)),
+    _Series("draining", "1 while the pool takes no one in.", lambda s: int(s.draining)),
+    _Series("tenants_active", "Tenants with something waiting or running.", lambda s: s.tenants_active),
+)
+_EXECUTOR_GAUGES = (
+    _Series("healthy", "1 while the executor runs and its workers work.", lambda e: int(e.is_healthy)),
+    _Series("workers", "Workers there are.", lambda e: e.workers),
+    _Series("active_workers", "Workers that run a task.", lambda e: e.active_workers),
+    _Series("max_workers", "Workers there may be.", lambda e: e.max_workers),
+    _Series("tasks_retrying", "Tasks between two attempts.", lambda e: e.retrying),
+    _Series("dead_letters", "Tasks that failed for good and are kept.", lambda e: e.dead_letters),
+    _Series("thread_pool_size", "Threads there may be.", lambda e: e.thread_pool_size),
+    _Series("threads_busy", "Threads that run a task.", lambda e: e.threads_busy),
+    _Series("thread_pool_utilisation_ratio", "Busy threads by all.", lambda e: e.thread_pool_utilisation),
+)
+_EXECUTOR_COUNTERS = (
+    _Series("tasks_submitted", "Tasks handed in.", lambda e: e.submitted),
+    _Series("attempts", "Attempts started, retries included.", lambda e: e.started),
+    _Series("retries", "Attempts after the first.", lambda e: e.retried),
+    _Series("thread_pool_exhausted", "How often a task found no free thread.", lambda e: e.thread_pool_exhausted),
+    _Series("callback_errors", "Callbacks that raised.", lambda e: e.callback_errors),
+)
+_TASK_OUTCOMES = ("completed", "failed", "timed_out", "cancelled", "refused")
+
+
+class PoolCollector(Collector):
+    """A `prometheus_client` collector over one or more pools and executors.
+
+    Register it once per namespace and `add()` further pools to it. `namespace="tinyllm"` gives
+    `tinyllm_queue_size`, `tinyllm_queue_wait_time_seconds`, `tinyllm_queue_requests_total` and so on.
+
+    Args:
+        pools: Controllers to read; their names must differ, for the name is the label `pool`.
+        executors: `QueuedExecutor`s whose workers are shown too.
+        namespace: First word of every metric's name.
+        tenants: The busiest tenants that get series of their own, 0 … 1000; all others are `other`. 0: no
+        tenant is
+            named. Clients may be able to choose tenants, and every series costs memory here and at
+            Prometheus.
+        lag: Sampler of the event loop's lag. The first scrape on an event loop starts it there.
+
+    Raises:
+        ValueError: *namespace* is no metric name, or *tenants* is out of its range.
+    """
+
+    def __init__(
+        self,
+        *pools: Pool,
+        executors: Iterable[Executor] = (),
+        namespace: str = "admission",
+        tenants: int = 0,
+        lag: LoopLag | None = None,
+    ) -> None:
+        if not re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", namespace):
+            raise ValueError(f"namespace is {namespace!r}: it must be a letter or '_', then letters, digits and '_'")
+        within("tenants", tenants, 0, 1000)
+        self.namespace = namespace
+        self._tenants = tenants
+        self.lag = lag if lag is not None else LoopLag()
+        self._pools = list(pools)
+        self._executors = list(executors)
+
+    def add(self, pool: Pool) -> None:
+        """Show *pool* from the next scrape on; a pool that is shown already stays once."""
+        if not any(known is pool for known in self._pools):
+            self._pools.append(pool)
+
+    def describe(self) -> Iterable[Metric]:
+        """The families without a sample: a registry compares their names and refuses a second collector."""
+        return self._families([], {}, [])
+
+    def collect(self) -> Iterable[Metric]:
+        """Read every pool once. Call it on the pools' event loop, or use `start_metrics_server`.
+
+        Raises:
+            ValueError: Two pools, or two executors, have the same name.
+        """
+        with suppress(RuntimeError):  # No loop runs here, as when a script reads a registry: there is no lag.
+            self.lag.start()
+        read = [(pool, snapshot) for pool in self._pools if (snapshot := _read(pool)) is not None]
+        snapshots = [snapshot for _, snapshot in read]
+        _require_distinct("pool", [snapshot.pool for snapshot in snapshots])
+        executors = [executor.get_status() for executor in self._executors]
+        _require_distinct("executor", [_name(status) for status in executors])
+        totals = {snapshot.pool: _tenant_totals(pool) for pool, snapshot in read}
+        return self._families(snapshots, totals, executors)
+
+    def _families(
+        self,
+        snapshots: Sequence[Snapshot],
+        totals: Mapping[str, Mapping[str, TenantTotals]],
+        executors: Sequence[object],
+    ) -> list[Metric]:
+        prefix = f"{self.namespace}_"
+        return [
+            _queue_size(prefix, snapshots),
+            *(_class_gauge(prefix, series, snapshots) for series in _CLASS_GAUGES),
+            *(_class_counter(prefix, series, snapshots) for series in _CLASS_COUNTERS),
+            *_reason_counters(prefix, snapshots),
+            _finished(prefix, snapshots),
+            *(_class_histogram(prefix, series, snapshots) for series in _CLASS_HISTOGRAMS),
+            *(_pool_gauge(prefix, series, snapshots) for series in _POOL_GAUGES),
+            *_tenant_gauges(prefix, snapshots, self._tenants),
+            *_tenant_counters(prefix, totals),
+            *_executor_families(f"{prefix}executor_", executors),
+            self._loop_lag(prefix),
+        ]
+
+    def _loop_lag(self, prefix: str) -> Metric:
+        family = HistogramMetricFamily(
+            prefix + "event_loop_lag_seconds", "How late the event loop runs what is due.", labels=()
+        )
+        _add_histogram(family, [], self.lag.snapshot())
+        return family
+
+
+def _require_distinct(kind: str, names: Sequence[str]) -> None:
+    if len(set(names)) < len(names):
+        raise ValueError(f"{kind} names {list(names)} are not distinct: give each its own name=")
+
+
+def _each_class(snapshots: Iterable[Snapshot]) -> Iterator[tuple[list[str], ClassSnapshot]]:
+    for snapshot in snapshots:
+        for found in snapshot.classes:
+            yield [snapshot.pool, found.name], found
+
+
+def _queue_size(prefix: str, snapshots: Iterable[Snapshot]) -> Metric:
+    family = GaugeMetricFamily(prefix + "queue_size", "Requests in line.", labels=("pool", "priority"))
+    for labels, found in _each_class(snapshots):
+        family.add_metric(labels, found.queued)
+    for snapshot in snapshots:
+        family.add_metric([snapshot.pool, "all"], snapshot.queued)
+    return family
+
+
+def _class_gauge(prefix: str, series: _Series, snapshots: Iterable[Snapshot]) -> Metric:
+    family = GaugeMetricFamily(prefix + series.name, series.help, labels=("pool", "priority"))
+    for labels, found in _each_class(snapshots):
+        if (value := series.read(found)) is not None:
+            family.add_metric(labels, value)
+    return family
+
+
+def _class_counter(prefix: str, series: _Series, snapshots: Iterable[Snapshot]) -> Metric:
+    family = CounterMetricFamily(prefix + series.name, series.help, labels=("pool", "priority"))
+    for labels, found in _each_class(snapshots):
+        family.add_metric(labels, series.read(found) or 0)
+    return family
+
+
+def _class_histogram(prefix: str, series: _Series, snapshots: Iterable[Snapshot]) -> Metric:
+    family = HistogramMetricFamily(prefix + series.name, series.help, labels=("pool", "priority"))
+    for labels, found in _each_class(snapshots):
+        histogram = series.read(found)
+        assert isinstance(histogram, HistogramSnapshot)
+        _add_histogram(family, labels, histogram)
+    return family
+
+
+def _pool_gauge(prefix: str, series: _Series, snapshots: Iterable[Snapshot]) -> Metric:
+    family = GaugeMetricFamily(prefix + series.name, series.help, labels=("pool",))
+    for snapshot in snapshots:
+        if (value := series.read(snapshot)) is not None:
+            family.add_metric([snapshot.pool], value)
+    return family
+
+
+def _reason_counters(prefix: str, snapshots: Iterable[Snapshot]) -> tuple[Metric, Metric]:
+    labels = ("pool", "priority", "reason")
+    rejected = CounterMetricFamily(prefix + "queue_requests_rejected", "Requests refused on arrival.", labels=labels)
+    evicted = CounterMetricFamily(
+        prefix + "queue_requests_evicted", "Requests that left the line without being let in.", labels=labels
+    )
+    for whose, found in _each_class(snapshots):
+        for reason in _REJECTED:
+            rejected.add_metric([*whose, reason.value], found.rejected.get(reason, 0))
+        for reason in _EVICTED:
+            evicted.add_metric([*whose, reason.value], found.evicted.get(reason, 0))
+    return rejected, evicted
+
+
+def _finished(prefix: str, snapshots: Iterable[Snapshot]) -> Metric:
+    family = CounterMetricFamily(
+        prefix + "queue_requests_finished",
+        "Requests that ran and ended.",
+        labels=("pool", "priority", "outcome"),
+    )
+    for whose, found in _each_class(snapshots):
+        for outcome in Outcome:
+            family.add_metric([*whose, outcome.value], found.released.get(outcome, 0))
+    return family
+
+
+def _read(pool: Pool) -> Snapshot | None:
+    """What the pool shows; None while it has no clock: nobody has used it, and no event loop runs here."""
+    try:
+        return pool.snapshot()
+    except NotRunning:
+        return None
+
+
+def _tenant_gauges(prefix: str, snapshots: Iterable[Snapshot], named: int) -> tuple[Metric, Metric]:
+    labels = ("pool", "tenant")
+    queued = GaugeMetricFamily(prefix + "tenant_queue_size", "Requests in line, by tenant.", labels=labels)
+    in_flight = GaugeMetricFamily(prefix + "tenant_in_flight_slots", "Slots held, by tenant.", labels=labels)
+    for snapshot in snapshots if named else ():
+        # The snapshot names only the busiest tenants: whoever it does not name is in the difference.
+        rest = [snapshot.queued, snapshot.in_flight]
+        for tenant, (waiting, running) in _busiest(snapshot, named).items():
+            queued.add_metric([snapshot.pool, tenant], waiting)
+            in_flight.add_metric([snapshot.pool, tenant], running)
+            rest = [rest[0] - waiting, rest[1] - running]
+        queued.add_metric([snapshot.pool, OTHER], rest[0])
+        in_flight.add_metric([snapshot.pool, OTHER], rest[1])
+    return queued, in_flight
+
+
+def _busiest(snapshot: Snapshot, named: int) -> dict[str, tuple[int, int]]:
+    """Waiting and slots held of the first *named* tenants, over all classes."""
+    found: dict[str, tuple[int, int]] = {}
+    for seen in snapshot.tenants:
+        if seen.tenant not in ("", OTHER) and (seen.tenant in found or len(found) < named):
+            queued, in_flight = found.get(seen.tenant, (0, 0))
+            found[seen.tenant] = (queued + seen.queued, in_flight + seen.in_flight)
+    return found
+
+
+def _tenant_totals(pool: Pool) -> Mapping[str, TenantTotals]:
+    read = getattr(pool, "top_tenants_counts", None)
+    return {} if read is None else read()
+
+
+def _tenant_counters(prefix: str, totals: Mapping[str, Mapping[str, TenantTotals]]) -> tuple[Metric, Metric]:
+    labels = ("pool", "tenant")
+    granted = CounterMetricFamily(prefix + "tenant_requests_granted", "Requests let in, by tenant.", labels=labels)
+    refused = CounterMetricFamily(
+        prefix + "tenant_requests_refused", "Requests refused or evicted, by tenant.", labels=labels
+    )
+    for pool, tenants in totals.items():
+        for tenant, total in tenants.items():
+            granted.add_metric([pool, tenant], total.granted)
+            refused.add_metric([pool, tenant], total.refused)
+    return granted, refused
+
+
+def _name(status: Any) -> str:
+    return str(status.name)
+
+
+def _executor_families(prefix: str, executors: Sequence[object]) -> list[Metric]:
+    families: list[Metric] = []
+    for series in _EXECUTOR_GAUGES:
+        gauge = GaugeMetricFamily(prefix + series.name, series.help, labels=("executor",))
+        for status in executors:
+            gauge.add_metric([_name(status)], series.read(status))
+        families.append(gauge)
+    for series in _EXECUTOR_COUNTERS:
+        counter = CounterMetricFamily(prefix + series.name, series.help, labels=("executor",))
+        for status in executors:
+            counter.add_metric([_name(status)], series.read(status))
+        families.append(counter)
+    finished = CounterMetricFamily(
+        prefix + "tasks_finished", "Tasks that ended, by outcome.", labels=("executor", "outcome")
+    )
+    for status in executors:
+        for outcome in _TASK_OUTCOMES:
+            finished.add_metric([_name(status), outcome], getattr(status, outcome))
+    families.append(finished)
+    return families
+
+
+def _add_histogram(family: HistogramMetricFamily, labels: Sequence[str], seen: HistogramSnapshot) -> None:
+    buckets: list[tuple[str, float]] = []
+    total = 0
+    for bound, count in zip([*seen.bounds, math.inf], seen.counts, strict=True):
+        total += count
+        buckets.append(("+Inf" if math.isinf(bound) else str(float(bound)), total))
+    family.add_metric(labels, buckets, seen.sum)
