@@ -1,1 +1,65 @@
-"""The queue that should stand in front of every model server."""
+"""The queue that should stand in front of every model server.
+
+    HTTP request -> asgi: classify -> controller.acquire -> core.offer -> permit -> app or executor -> response
+                                            ^                                            |
+                                            +---------- core.release (one Sample) <------+
+
+`AdmissionController` is the pool in this process, `QoSAdmission` the ASGI middleware around it, `QueuedExecutor` the
+worker pool. What is not named here is not public.
+"""
+
+from admission.controller import AdmissionController, TicketStatus
+from admission.errors import (
+    AdmissionError,
+    Closed,
+    Evicted,
+    NotRunning,
+    PermanentError,
+    QueueFull,
+    Rejected,
+    TaskTimeout,
+    WaitTimeout,
+)
+from admission.permit import Permit, current_permit, current_ticket
+from admission.policy.limit import AimdLimit, FixedLimit, GradientLimit, Limit, VegasLimit, WindowedLimit
+from admission.types import (
+    BackpressureMode,
+    Outcome,
+    Priority,
+    PriorityClass,
+    Reason,
+    Sample,
+    Snapshot,
+    Ticket,
+)
+
+__all__ = [
+    "AdmissionController",
+    "AdmissionError",
+    "AimdLimit",
+    "BackpressureMode",
+    "Closed",
+    "Evicted",
+    "FixedLimit",
+    "GradientLimit",
+    "Limit",
+    "NotRunning",
+    "Outcome",
+    "PermanentError",
+    "Permit",
+    "Priority",
+    "PriorityClass",
+    "QueueFull",
+    "Reason",
+    "Rejected",
+    "Sample",
+    "Snapshot",
+    "TaskTimeout",
+    "Ticket",
+    "TicketStatus",
+    "VegasLimit",
+    "WaitTimeout",
+    "WindowedLimit",
+    "current_permit",
+    "current_ticket",
+]

@@ -1,7 +1,7 @@
 """The state machine of one pool: which ticket runs now, which waits, which is turned away.
 
-It reads no clock (`now` is an argument and never goes back), does no I/O, knows no event loop and uses no randomness. Three
-drivers run it: the memory backend, the simulator and the property tests.
+It reads no clock (`now` is an argument and never goes back), does no I/O, knows no event loop and uses no randomness.
+Three drivers run it: the memory backend, the simulator and the property tests.
 
 Every operation ends in `_pump`, which grants whatever may run, so that between two operations no waiter is left
 that could have run. What changed for tickets other than the caller's is returned as `Decisions`.
@@ -126,9 +126,9 @@ class Core:
         self._contenders: tuple[ClassState, ...] = ()
         """Classes with waiters, highest rank first."""
         self._free_limit = limit.slots
-        """The limit while a free slot is all a newcomer needs; 0 while someone waits or the pool is paused or closed."""
+        """The limit while a free slot is all a newcomer needs; 0 while someone waits, or when paused or closed."""
         # Classes whose rules act by the mere passing of time.
-        self._timed = tuple(c for c in self.classes if c.codel is not None or c.rules.rate is not None)
+        self.timed = tuple(c for c in self.classes if c.codel is not None or c.rules.rate is not None)
 
     # ------------------------------------------------------------------ arrival
 
@@ -173,6 +173,7 @@ class Core:
         entry.arrival = entry.granted_at = now
         entry.in_flight = in_use
         entry.position = 0
+        entry.id = None
         return entry
 
     def offer(
@@ -183,7 +184,6 @@ class Core:
         slots: int = 1,
         cost: float = 1,
         *,
-        id: str = "",
         expires: float = math.inf,
         expires_as: Reason = Reason.TIMEOUT,
         may_wait: bool = True,
@@ -212,7 +212,7 @@ class Core:
         entry.arrival = entry.granted_at = now
         entry.in_flight = 0
         entry.position = 0
-        entry.id = id
+        entry.id = None
         entry.number = self._arrivals
         entry.start = state.fair.arrive(flow, charge)
         entry.expires = expires
@@ -241,6 +241,7 @@ class Core:
                 return entry, self._settle(now, granted, evicted)
         refusal = self._find_room(state, entry, now, evicted) if may_wait else Reason.BUSY
         if refusal is not None:
+            entry.position = self.position(entry)
             self._leave(entry, now)
             self._refuse(entry, refusal, state.statistics.rejected)
             return entry, self._settle(now, granted, evicted)
@@ -376,7 +377,7 @@ class Core:
                 evicted.append(entry)
             else:
                 self._stale_deadlines -= 1
-        for state in self._timed:
+        for state in self.timed:
             if state.codel is not None:
                 self._shed(state, state.codel, now, evicted)
         return self._settle(now, evicted=evicted)
@@ -388,7 +389,7 @@ class Core:
             heapq.heappop(deadlines)
             self._stale_deadlines -= 1
         due = deadlines[0][0] if deadlines else math.inf
-        for state in self._timed:
+        for state in self.timed:
             if not state.line.queued:
                 continue
             if state.share.start_interval is not None and not state.share.paused and not self.paused:

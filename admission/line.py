@@ -1,4 +1,4 @@
-"""The waiting line: classes × tenants, ordered by class rank, then start tag, then arrival.
+"""The waiting line: classes and tenants, ordered by class rank, then start tag, then arrival.
 
 One `ClassLine` holds the waiters of one class. Adding, removing, the next, the worst and the position of any
 ticket each take O(log n): a `RankedList` of (start tag, arrival number). Nothing is left behind by a waiter that goes:
@@ -7,7 +7,6 @@ a starved class full of cancelled waiters would otherwise never be cleaned.
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from enum import IntEnum
@@ -15,7 +14,7 @@ from typing import Protocol
 
 from admission.policy.fairness import Flow
 from admission.ranked import RankedList
-from admission.types import PriorityClass, Reason, Ticket
+from admission.types import PriorityClass, Reason
 
 
 class State(IntEnum):
@@ -47,8 +46,8 @@ LOBBY, WAITING, RUNNING, DONE, REFUSED = State
 class Entry:
     """A ticket as the pool keeps it while it waits and runs; `Ticket` is its frozen picture.
 
-    The core alone writes to it, but for `waiter` and `outer`, which belong to the driver. What a ticket that ran at
-    once never needs is set only when it has to wait: the hot path is short.
+    The core alone writes to it, but for `waiter`, `pool`, `outer` and `id`, which belong to the driver. What a ticket
+    that ran at once never needs is set only when it has to wait: the hot path is short.
     """
 
     __slots__ = (
@@ -63,6 +62,7 @@ class Entry:
         "in_flight",
         "number",
         "outer",
+        "pool",
         "position",
         "predicted",
         "rank",
@@ -89,7 +89,13 @@ class Entry:
     position: int
     """On arrival; 0 means it ran at once."""
 
-    id: str
+    id: str | None
+    """Given when someone asks for it."""
+    pool: object
+    """Whose entry this is: the controller."""
+    outer: Entry | None
+    """The entry that was held around this one, in another pool."""
+
     number: int
     """Arrival number: breaks ties between start tags."""
     start: int
@@ -109,23 +115,6 @@ class Entry:
     def tenant(self) -> str:
         """Whose ticket it is."""
         return self.flow.tenant
-
-    def ticket(self, *, pool: str, priority: str, now: float) -> Ticket:
-        """A frozen picture of this entry."""
-        granted = self.state in (RUNNING, DONE)
-        return Ticket(
-            id=self.id,
-            pool=pool,
-            priority=priority,
-            tenant=self.flow.tenant,
-            slots=self.slots,
-            cost=self.cost,
-            arrival=self.arrival,
-            deadline=None if self.position == 0 or self.expires == math.inf else self.expires,
-            position=self.position,
-            waited=(self.granted_at if granted else now) - self.arrival,
-            running=self.state is RUNNING,
-        )
 
 
 class ClassLine:

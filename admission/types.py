@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum, StrEnum
 from types import MappingProxyType
+from typing import Final
 
 MAX_CLASSES = 8
 """A pool has at most this many classes: a rank fits three bits and a scan of them is constant time."""
@@ -35,6 +36,15 @@ def within(
     least = f"above {low:g}" if above_low else f"at least {low:g}"
     most = "" if math.isinf(high) else f" and at most {high:g}"
     raise ValueError(f"{option} is {value!r}: it must be {least}{most}")
+
+
+class Unset(Enum):
+    """The type of `UNSET`: not said, which is not the same as None."""
+
+    UNSET = "unset"
+
+
+UNSET: Final = Unset.UNSET
 
 
 class Priority(IntEnum):

@@ -56,7 +56,7 @@ class Share:
         self.paused = False
         self.cap = limit
         self.free_cap = limit
-        """Slots it may hold with no other rule to ask: the ceiling, or 0 for a class that is paused, rated or exempt."""
+        """Slots it may hold with no other rule to ask: the ceiling, or 0 when it is paused, rated or exempt."""
         self._guaranteed = round(rules.guaranteed * MICRO)
         self._most_credit = 0
         self.start_interval: float | None = None
@@ -109,6 +109,11 @@ class Share:
     def spend(self, slots: int) -> None:
         """A waiter of this class was granted *slots*."""
         self.credit = max(0, self.credit - slots * MICRO)
+
+    @property
+    def credit_in_slots(self) -> float:
+        """The credit, in slots."""
+        return self.credit / MICRO
 
     def covers(self, slots: int) -> bool:
         """Whether the credit pays for a ticket of this many slots."""

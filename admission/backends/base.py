@@ -1,0 +1,106 @@
+"""What a backend is: one pool's limit, line and order, wherever they are kept.
+
+The memory backend keeps them in this process, in `core.Core`. Another one may keep them elsewhere and hear of its
+grants later: that is why nothing here returns a grant. A `Waiter` is told, and an entry's `state` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from admission.line import Entry, State, Waiter
+from admission.policy.limit import Limit
+from admission.types import Outcome, Reason, Snapshot
+from admission.waker import Loop
+
+__all__ = ["Backend", "Entry", "State", "Waiter", "deliver"]
+
+
+class Backend(Protocol):
+    """One pool. All methods run on the loop it was started on, none of them waits.
+
+    `now` is monotonic seconds of that loop's clock.
+    """
+
+    def start(self, loop: Loop) -> None:
+        """Work on this loop from now on. Called again on another loop only while nothing waits or runs."""
+
+    def try_start(self, now: float, rank: int, tenant: str, slots: int, cost: float) -> Entry | None:
+        """An entry that runs, if that can be said at this instant; else None, and nothing has changed."""
+
+    def offer(
+        self,
+        now: float,
+        rank: int,
+        tenant: str,
+        slots: int,
+        cost: float,
+        *,
+        expires: float,
+        expires_as: Reason,
+        may_wait: bool,
+        waiter: Waiter | None,
+    ) -> Entry:
+        """Take a newcomer in. If it is neither running nor refused on return, *waiter* is told later, once."""
+
+    def release(self, now: float, entry: Entry, outcome: Outcome, actual_cost: float | None, rtt: float | None) -> None:
+        """A running entry ended. Raises ValueError when it does not run."""
+
+    def withdraw(self, now: float, entry: Entry, reason: Reason) -> None:
+        """The caller gives up, in whatever state; its waiter is not told."""
+
+    def resize(self, now: float, limit: Limit) -> None:
+        """From now on *limit* says how many slots there are."""
+
+    def pause(self, rank: int | None) -> None:
+        """Start nothing more, of one class or of all."""
+
+    def resume(self, now: float, rank: int | None) -> None:
+        """Take a pause back."""
+
+    def close(self, now: float) -> None:
+        """Drain: evict all waiters, refuse newcomers."""
+
+    def position(self, entry: Entry) -> int:
+        """1 + the tickets before it; 0 when it runs or is gone."""
+
+    def predicted_wait(self, entry: Entry, now: float) -> float | None:
+        """Seconds it will go on waiting; None while unknown."""
+
+    def predicted_newcomer_wait(self, rank: int, now: float) -> float | None:
+        """Seconds a newcomer of this class would wait; None while unknown."""
+
+    def held_back_by(self, entry: Entry, now: float) -> str:
+        """The rule that binds a waiter, by name."""
+
+    def entries(self, most: int) -> list[Entry]:
+        """Running entries that anyone asked the id of, then waiters in order of service."""
+
+    def snapshot(self, now: float, name: str, top_tenants: int) -> Snapshot:
+        """The pool as it stands."""
+
+    @property
+    def in_flight(self) -> int:
+        """Slots in use."""
+
+    @property
+    def queued(self) -> int:
+        """Tickets in line and lobby."""
+
+    @property
+    def limit(self) -> int:
+        """Slots that may be in use."""
+
+
+def deliver(granted: Sequence[Entry], evicted: Sequence[Entry], entered: Sequence[Entry]) -> None:
+    """Tell the waiters what was decided. The state is final before the first of them hears of it."""
+    for entry in granted:
+        if entry.waiter is not None:
+            entry.waiter.decided(entry)
+    for entry in evicted:
+        if entry.waiter is not None:
+            entry.waiter.decided(entry)
+    for entry in entered:
+        if entry.waiter is not None and entry.state is State.WAITING:
+            entry.waiter.entered(entry)

@@ -1,0 +1,728 @@
+"""The only place that waits: callers ask for a permit, and sleep until the pool decides.
+
+The pool itself (order, limits, fairness) is the backend's. Here are wakers, timeouts, cancellation, drain, and the
+checks of what a caller may ask.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from admission.backends.base import Backend, State, Waiter
+from admission.backends.memory import MemoryBackend
+from admission.core import Core
+from admission.errors import AdmissionError, Closed, Evicted, NotRunning, QueueFull, Rejected, WaitTimeout
+from admission.events import Event, Granted, LimitChanged, Observer, Queued, Released
+from admission.events import Evicted as EvictedEvent
+from admission.events import Rejected as RejectedEvent
+from admission.line import DONE, REFUSED, RUNNING, Entry
+from admission.permit import Permit, held_entry
+from admission.policy.limit import FixedLimit, Limit
+from admission.policy.shedding import retry_after
+from admission.portal import SyncController
+from admission.types import (
+    DEFAULT_CLASSES,
+    MAX_CLASSES,
+    MAX_TENANT_BYTES,
+    UNSET,
+    BackpressureMode,
+    Outcome,
+    Priority,
+    PriorityClass,
+    Reason,
+    Snapshot,
+    Ticket,
+    Unset,
+    within,
+)
+from admission.waker import Loop, Waker, running_loop
+
+logger = logging.getLogger("admission")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TicketStatus:
+    """What a waiting or running ticket may be told."""
+
+    ticket: Ticket
+    position: int
+    """Now; 0 while it runs."""
+    predicted_wait: float | None
+    """Seconds to go; None while no rate is known."""
+    held_back_by: str
+    """The rule that binds it, by name; "nothing" while it runs."""
+
+
+class AdmissionController:
+    """One pool: lets in as many as the limit bears, and makes the rest wait or turns them away.
+
+        async with AdmissionController(max_concurrency=8) as controller:
+            async with controller.admit(priority=Priority.HIGH, tenant="acme"):
+                ...
+
+    It starts by itself on first use and needs no background task; `async with` adds the drain at the end. It belongs
+    to one event loop at a time. It is *not* a lock: a limit may be exceeded by exempt classes and after `resize`.
+
+    Args:
+        max_concurrency: Slots, or a `Limit` that learns how many.
+        max_queue_size: Tickets in line at most; 0 is unlimited.
+        backpressure_mode: What a full line does: REJECT raises `QueueFull`, BLOCK lets the caller wait for room.
+        max_wait: Seconds a ticket waits at most, if neither its class nor the call says otherwise. None: for ever.
+        classes: The classes, highest rank first, 1 to 8. None: critical, high, normal, low.
+        backend: Where the pool is kept. None: in this process.
+        name: The pool's name in metrics and logs; pools of one name share one slot when nested.
+        default_priority: Class of callers that name none. None: "normal", or the middle class.
+        max_lobby_size: Callers that wait for room in the line at most (BLOCK).
+        max_queued_per_tenant: Waiters one tenant may have in one class. None: as many as fit.
+        refuse_hopeless: Refuse on arrival whoever would wait longer than it can.
+        retry_after: Seconds a refusal says while no rate is known, 1 … 30.
+        top_tenants: Tenants a `snapshot` shows at most.
+        observers: Told of every event. Each costs time on every request; metrics need none.
+
+    Raises:
+        ValueError: An option is outside its range; the message names it, the value and the range.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_concurrency: int | Limit = 8,
+        max_queue_size: int = 100,
+        backpressure_mode: BackpressureMode | str = BackpressureMode.REJECT,
+        max_wait: float | None = 30.0,
+        classes: Sequence[PriorityClass] | None = None,
+        backend: Backend | None = None,
+        name: str = "default",
+        default_priority: Priority | str | None = None,
+        max_lobby_size: int = 10_000,
+        max_queued_per_tenant: int | None = None,
+        refuse_hopeless: bool = False,
+        retry_after: float = 5.0,
+        top_tenants: int = 20,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        within("max_queue_size", max_queue_size, 0)
+        within("max_wait", max_wait, 0)
+        within("max_lobby_size", max_lobby_size, 0)
+        within("max_queued_per_tenant", max_queued_per_tenant, 1)
+        within("retry_after", retry_after, 1, 30)
+        within("top_tenants", top_tenants, 0)
+        if not name:
+            raise ValueError("name is '': a pool needs a name")
+        self.name = name
+        self.classes = _checked_classes(classes)
+        self.max_wait = max_wait
+        self._rank_by_name = {rules.name: rank for rank, rules in enumerate(self.classes)}
+        self._max_waits = tuple(max_wait if c.max_wait is None else c.max_wait for c in self.classes)
+        self.default_rank = self._default_rank(default_priority)
+        self._backend = backend or MemoryBackend(
+            Core(
+                limit=_as_limit(max_concurrency),
+                classes=self.classes,
+                max_queue_size=max_queue_size,
+                mode=_as_mode(backpressure_mode),
+                max_lobby_size=max_lobby_size,
+                max_queued_per_tenant=max_queued_per_tenant,
+                refuse_hopeless=refuse_hopeless,
+            )
+        )
+        self._try_start = self._backend.try_start
+        self._retry_after = retry_after
+        self._top_tenants = top_tenants
+        self._observers = tuple(observers)
+        self.observer_errors = 0
+        """Exceptions that observers raised; each is logged."""
+        self._loop: Loop | None = None
+        self.now = self._first_now
+        """Monotonic seconds of the pool's event loop."""
+        self._id_prefix = secrets.token_hex(6)
+        self._ids = 0
+        self._by_id: dict[str, Entry] = {}
+        self._draining = False
+        self._idle: list[Waker] = []
+
+    def __repr__(self) -> str:
+        backend = self._backend
+        load = f"{backend.in_flight}/{backend.limit} in flight, {backend.queued} queued"
+        return f"<AdmissionController {self.name!r}: {load}>"
+
+    # ------------------------------------------------------------------ the public way in
+
+    def admit(
+        self,
+        *,
+        priority: Priority | str | None = None,
+        tenant: str = "",
+        slots: int = 1,
+        cost: float | None = None,
+        max_wait: float | Unset | None = UNSET,
+        deadline: float | None = None,
+    ) -> Admit:
+        """`async with controller.admit(…) as permit:` waits, runs the block and releases. Arguments as `acquire`."""
+        return Admit(self, self.rank_of(priority), tenant, slots, cost, max_wait, deadline)
+
+    async def acquire(
+        self,
+        *,
+        priority: Priority | str | None = None,
+        tenant: str = "",
+        slots: int = 1,
+        cost: float | None = None,
+        max_wait: float | Unset | None = UNSET,
+        deadline: float | None = None,
+    ) -> Permit:
+        """Wait in line and return a `Permit`.
+
+        If cancelled while waiting, the place is given up; a slot granted in that same instant goes to the next in
+        line, never lost. Inside a permit of the same pool no second slot is taken.
+
+        Args:
+            priority: Class by `Priority` or by name. None: the pool's default.
+            tenant: Whoever shares the class fairly with others; at most 128 bytes.
+            slots: Slots it holds while it runs.
+            cost: What fairness charges the tenant; settle it with `release(actual_cost=…)`. None: as *slots*.
+            max_wait: Seconds. Unset: the class's setting; None: no end; 0: now or never.
+            deadline: Monotonic seconds (`controller.now()`) after which it need not run any more.
+
+        Raises:
+            QueueFull: Refused on arrival; `retry_after` says when to return.
+            Rejected: Refused on arrival for another `reason`.
+            WaitTimeout: Queued, but no slot came in time.
+            Evicted: Queued, then pushed out or shed.
+            Closed: The controller is draining.
+            ValueError: An argument is outside its range.
+        """
+        return await self._acquire(self.rank_of(priority), tenant, slots, cost, max_wait, deadline)
+
+    def acquire_nowait(
+        self,
+        *,
+        priority: Priority | str | None = None,
+        tenant: str = "",
+        slots: int = 1,
+        cost: float | None = None,
+    ) -> Permit:
+        """A `Permit` at this instant, or `Rejected`. Never waits. Arguments and errors as `acquire`."""
+        rank = self.rank_of(priority)
+        outer = held_entry(self.name)
+        if outer is not None:
+            return Permit(self, outer, nested=True)
+        return Permit(self, self.enqueue(None, rank, tenant, slots, cost, max_wait=0))
+
+    async def _acquire(
+        self,
+        rank: int,
+        tenant: str,
+        slots: int,
+        cost: float | None,
+        max_wait: float | Unset | None,
+        deadline: float | None,
+    ) -> Permit:
+        outer = held_entry(self.name)
+        if outer is not None:
+            return Permit(self, outer, nested=True)
+        loop = self.bind()
+        sleeper = Sleeper(loop.waker())
+        entry = self.enqueue(sleeper, rank, tenant, slots, cost, max_wait=max_wait, deadline=deadline)
+        if entry.state is not RUNNING:
+            try:
+                await sleeper.waker.wait()
+            except BaseException:
+                self.withdraw(entry)
+                raise
+            if entry.state is not RUNNING:
+                raise self.refusal(entry)
+        return Permit(self, entry)
+
+    # ------------------------------------------------------------------ the seam for middleware and executor
+
+    def try_start(self, rank: int, tenant: str = "", slots: int = 1, cost: float | None = None) -> Entry | None:
+        """An entry that runs, if it may at this instant without overtaking anyone; else None, and nothing has changed.
+
+        The hot path: arguments are not checked. Hand the entry to `finish` exactly once.
+        """
+        entry = self._try_start(self.now(), rank, tenant, slots, slots if cost is None else cost)
+        if entry is not None:
+            entry.pool = self
+            if self._observers:
+                self._announce(Granted(ticket=self.ticket_of(entry), waited=0.0))
+        return entry
+
+    def enqueue(
+        self,
+        waiter: Waiter | None,
+        rank: int,
+        tenant: str = "",
+        slots: int = 1,
+        cost: float | None = None,
+        *,
+        max_wait: float | Unset | None = UNSET,
+        deadline: float | None = None,
+    ) -> Entry:
+        """Take a newcomer in: its entry runs (then *waiter* was told already) or waits (then *waiter* is told later).
+
+        The entry must come back through `finish` once it runs, or `withdraw` before.
+
+        Raises:
+            Rejected, QueueFull, Closed: Refused on arrival; *waiter* is not told.
+            ValueError: An argument is outside its range.
+        """
+        if slots < 1 or slots != int(slots):
+            raise ValueError(f"slots is {slots!r}: it must be a whole number, at least 1")
+        if cost is None:
+            cost = slots
+        elif not 0 <= cost < math.inf:
+            raise ValueError(f"cost is {cost!r}: it must be a number, at least 0")
+        if len(tenant) > MAX_TENANT_BYTES // 4 and len(tenant.encode()) > MAX_TENANT_BYTES:
+            raise ValueError(f"tenant {tenant[:32]!r}… has {len(tenant.encode())} bytes: at most {MAX_TENANT_BYTES}")
+        now = self.now()
+        if isinstance(max_wait, Unset):
+            max_wait = self._max_waits[rank]
+        elif max_wait is not None and not max_wait >= 0:
+            raise ValueError(f"max_wait is {max_wait!r}: it must be at least 0, or None")
+        expires, expires_as = math.inf if max_wait is None else now + max_wait, Reason.TIMEOUT
+        if deadline is not None and deadline < expires:
+            expires, expires_as = deadline, Reason.DEADLINE
+        may_wait = max_wait is None or max_wait > 0
+        if may_wait:
+            self.bind()
+        entry = self._backend.offer(
+            now,
+            rank,
+            tenant,
+            slots,
+            cost,
+            expires=expires if may_wait else math.inf,
+            expires_as=expires_as,
+            may_wait=may_wait,
+            waiter=_Announcing(self, waiter) if self._observers else waiter,
+        )
+        entry.pool = self
+        if self._observers:
+            self._announce_offer(entry)
+        if entry.state is RUNNING:
+            if waiter is not None:
+                waiter.decided(entry)
+        elif entry.state is REFUSED:
+            raise self.refusal(entry)
+        return entry
+
+    def finish(
+        self,
+        entry: Entry,
+        outcome: Outcome = Outcome.SUCCESS,
+        actual_cost: float | None = None,
+        rtt: float | None = None,
+    ) -> None:
+        """A running entry ended: its slots go to whoever is next, before this returns.
+
+        Args:
+            actual_cost: What it really cost; None when the estimate stands.
+            rtt: Seconds the limit learns from; None: the whole time since the grant.
+
+        Raises:
+            ValueError: The entry does not run.
+        """
+        limit = self._backend.limit
+        now = self.now()
+        self._backend.release(now, entry, outcome, actual_cost, rtt)
+        if entry.id is not None:
+            self._by_id.pop(entry.id, None)
+        if self._observers:
+            ticket, ran = self.ticket_of(entry), now - entry.granted_at
+            cost = entry.cost if actual_cost is None else actual_cost
+            self._announce(Released(ticket=ticket, ran=ran, outcome=outcome, actual_cost=cost))
+            if self._backend.limit != limit:
+                self._announce(LimitChanged(pool=self.name, old=limit, new=self._backend.limit))
+        if self._idle:
+            self._wake_idle()
+
+    def withdraw(self, entry: Entry, reason: Reason = Reason.CANCELLED) -> None:
+        """Give a place up, in whatever state; a slot granted in the same instant goes to the next in line."""
+        was = entry.state
+        self._backend.withdraw(self.now(), entry, reason)
+        if entry.id is not None and entry.state is not was:
+            self._by_id.pop(entry.id, None)
+        if self._observers and was in (State.WAITING, State.LOBBY):
+            waited = self.now() - entry.arrival
+            self._announce(EvictedEvent(ticket=self.ticket_of(entry), reason=reason, waited=waited))
+        if self._idle:
+            self._wake_idle()
+
+    def permit(self, entry: Entry) -> Permit:
+        """The permit of a running entry."""
+        return Permit(self, entry)
+
+    def refusal(self, entry: Entry) -> AdmissionError:
+        """The exception for an entry that was refused."""
+        reason = entry.reason
+        seconds = None if reason in _NO_RETURN else float(self.retry_after(entry.rank))
+        name = self.classes[entry.rank].name
+        kind, text = _REFUSALS[reason]
+        message = text.format(pool=self.name, name=name, waited=self.now() - entry.arrival, slots=entry.slots)
+        return kind(message, reason=reason, retry_after=seconds, position=entry.position or None)
+
+    def retry_after(self, rank: int) -> int:
+        """Whole seconds, jittered, after which a newcomer of this class may come back: 1 … 30."""
+        predicted = self._backend.predicted_newcomer_wait(rank, self.now())
+        return retry_after(predicted, self._retry_after, random.random())
+
+    def position_of(self, entry: Entry) -> int:
+        """1 + the tickets before it; 0 when it runs or is gone."""
+        return self._backend.position(entry)
+
+    def predicted_wait_of(self, entry: Entry) -> float | None:
+        """Seconds it will go on waiting; None while no rate is known."""
+        return self._backend.predicted_wait(entry, self.now())
+
+    def rank_of(self, priority: Priority | str | None) -> int:
+        """The rank of a class. Raises ValueError naming the classes there are."""
+        if priority is None:
+            return self.default_rank
+        if isinstance(priority, Priority):
+            name = priority.name.lower()
+            rank = self._rank_by_name.get(name)
+            # Pools with classes of their own names: the four priorities mean the first four ranks.
+            if rank is None and priority < len(self.classes):
+                return int(priority)
+        else:
+            rank = self._rank_by_name.get(priority)
+        if rank is None:
+            known = ", ".join(self._rank_by_name)
+            raise ValueError(f"priority is {priority!r}: the classes of pool {self.name!r} are {known}")
+        return rank
+
+    # ------------------------------------------------------------------ questions
+
+    @property
+    def draining(self) -> bool:
+        """Whether newcomers are refused because the pool is closing."""
+        return self._draining
+
+    @property
+    def in_flight(self) -> int:
+        """Slots in use."""
+        return self._backend.in_flight
+
+    @property
+    def queued(self) -> int:
+        """Tickets waiting."""
+        return self._backend.queued
+
+    def snapshot(self) -> Snapshot:
+        """The pool at this instant, frozen."""
+        return self._backend.snapshot(self.now(), self.name, self._top_tenants)
+
+    def position(self, ticket_id: str) -> int | None:
+        """Position of a ticket: 0 while it runs; None when it is unknown or gone."""
+        entry = self._by_id.get(ticket_id)
+        return None if entry is None else self._backend.position(entry)
+
+    def explain(self, ticket_id: str) -> TicketStatus | None:
+        """Position, wait to go and *why it waits* of a ticket; None when it is unknown or gone."""
+        entry = self._by_id.get(ticket_id)
+        if entry is None:
+            return None
+        now = self.now()
+        return TicketStatus(
+            ticket=self.ticket_of(entry),
+            position=self._backend.position(entry),
+            predicted_wait=self._backend.predicted_wait(entry, now),
+            held_back_by=self._backend.held_back_by(entry, now),
+        )
+
+    def tickets(self, most: int = 1000) -> list[Ticket]:
+        """Waiting tickets in order of service, at most so many: for dumps."""
+        return [self.ticket_of(entry) for entry in self._backend.entries(most)]
+
+    def id_of(self, entry: Entry) -> str:
+        """The entry's public id, under which `position` and `explain` find it. Not to be guessed."""
+        if entry.id is None:
+            self._ids += 1
+            entry.id = f"{self._id_prefix}{secrets.token_hex(2)}{self._ids:x}"
+            if entry.state not in (DONE, REFUSED):
+                self._by_id[entry.id] = entry
+        return entry.id
+
+    def ticket_of(self, entry: Entry) -> Ticket:
+        """A frozen picture of an entry."""
+        ran = entry.state in (RUNNING, DONE)
+        timed = entry.position > 0 and entry.expires != math.inf
+        return Ticket(
+            id=self.id_of(entry),
+            pool=self.name,
+            priority=self.classes[entry.rank].name,
+            tenant=entry.tenant,
+            slots=entry.slots,
+            cost=entry.cost,
+            arrival=entry.arrival,
+            deadline=entry.expires if timed else None,
+            position=entry.position,
+            waited=(entry.granted_at if ran else self.now()) - entry.arrival,
+            running=entry.state is RUNNING,
+        )
+
+    # ------------------------------------------------------------------ steering
+
+    def resize(self, max_concurrency: int | Limit) -> None:
+        """From now on so many slots. Running work keeps what it has."""
+        old = self._backend.limit
+        self._backend.resize(self.now(), _as_limit(max_concurrency))
+        if self._observers and self._backend.limit != old:
+            self._announce(LimitChanged(pool=self.name, old=old, new=self._backend.limit))
+
+    def pause(self, priority: Priority | str | None = None) -> None:
+        """Start nothing more, or nothing more of one class; newcomers go on waiting."""
+        self._backend.pause(None if priority is None else self.rank_of(priority))
+
+    def resume(self, priority: Priority | str | None = None) -> None:
+        """Take a pause back."""
+        self._backend.resume(self.now(), None if priority is None else self.rank_of(priority))
+
+    def start_draining(self) -> None:
+        """Evict everyone who waits and refuse newcomers, at once; running work goes on. Call it on the loop."""
+        if not self._draining:
+            self._draining = True
+            self._backend.close(self.now())
+
+    async def drain(self, grace: float | None = None) -> bool:
+        """`start_draining`, then wait until running work has ended; True when it all did.
+
+        Args:
+            grace: Seconds to wait at most. None: as long as it takes.
+        """
+        within("grace", grace, 0)
+        self.start_draining()
+        loop = self.bind()
+        until = math.inf if grace is None else loop.now() + grace
+        while self._backend.in_flight and loop.now() < until:
+            waker = loop.waker()
+            self._idle.append(waker)
+            timer = None if until == math.inf else loop.call_at(until, waker.wake)
+            try:
+                await waker.wait()
+            finally:
+                if timer is not None:
+                    timer.cancel()
+                if waker in self._idle:
+                    self._idle.remove(waker)
+        return not self._backend.in_flight
+
+    async def __aenter__(self) -> AdmissionController:
+        if self._draining:
+            raise NotRunning(f"pool {self.name!r} was closed; make a new controller")
+        self.bind()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.drain()
+
+    def sync(self) -> SyncController:
+        """`with controller.sync() as c: c.acquire(…)`: blocking twins for threads."""
+        return SyncController(self)
+
+    # ------------------------------------------------------------------ inside
+
+    def release_from_anywhere(
+        self, entry: Entry, outcome: Outcome, actual_cost: float | None, rtt: float | None
+    ) -> None:
+        """`finish` an entry at most once, crossing over from other threads."""
+        if actual_cost is not None and not 0 <= actual_cost < math.inf:
+            raise ValueError(f"actual_cost is {actual_cost!r}: it must be a number, at least 0")
+
+        def finish() -> None:
+            if entry.state is RUNNING:
+                self.finish(entry, outcome, actual_cost, rtt)
+
+        loop = self._loop
+        if loop is None or loop.is_current():
+            finish()
+            return
+        try:
+            loop.call_soon_threadsafe(finish)
+        except NotRunning:
+            # The loop is over, so nothing runs beside us: the account is settled here.
+            finish()
+
+    @property
+    def loop(self) -> Loop | None:
+        """The event loop it belongs to; None before the first use."""
+        return self._loop
+
+    def bind(self) -> Loop:
+        """The running loop, to which the controller belongs from now on.
+
+        Raises:
+            NotRunning: No loop runs here, or tickets wait or run on another one.
+        """
+        loop = self._loop
+        if loop is not None and loop.is_current():
+            return loop
+        new = running_loop()
+        if loop is not None and (self._backend.in_flight or self._backend.queued):
+            raise NotRunning(
+                f"pool {self.name!r} belongs to another event loop, on which {self._backend.in_flight} slots are in "
+                f"use and {self._backend.queued} tickets wait; use one controller per loop, or `controller.sync()` "
+                "from threads"
+            )
+        self._loop = new
+        self.now = new.now
+        self._backend.start(new)
+        return new
+
+    def _first_now(self) -> float:
+        return self.bind().now()
+
+    def _wake_idle(self) -> None:
+        if not self._backend.in_flight:
+            idle, self._idle = self._idle, []
+            for waker in idle:
+                waker.wake()
+
+    def _default_rank(self, default: Priority | str | None) -> int:
+        if default is not None:
+            return self.rank_of(default)
+        return self._rank_by_name.get("normal", (len(self.classes) - 1) // 2)
+
+    def _announce_offer(self, entry: Entry) -> None:
+        ticket = self.ticket_of(entry)
+        if entry.state is RUNNING:
+            self._announce(Granted(ticket=ticket, waited=0.0))
+        elif entry.state is REFUSED:
+            self._announce(RejectedEvent(ticket=ticket, reason=entry.reason))
+        else:
+            self._announce(Queued(ticket=ticket, position=entry.position, predicted_wait=entry.predicted))
+
+    def announce_decision(self, entry: Entry) -> None:
+        """Tell the observers what became of a waiter."""
+        ticket = self.ticket_of(entry)
+        if entry.state is RUNNING:
+            self._announce(Granted(ticket=ticket, waited=ticket.waited))
+        else:
+            self._announce(EvictedEvent(ticket=ticket, reason=entry.reason, waited=ticket.waited))
+
+    def _announce(self, event: Event) -> None:
+        for observer in self._observers:
+            try:
+                observer.observe(event)
+            except Exception:
+                self.observer_errors += 1
+                logger.exception("observer %r failed on %s", observer, type(event).__name__)
+
+
+class Admit:
+    """What `AdmissionController.admit` returns: waits on entry, releases on exit."""
+
+    __slots__ = ("_controller", "_permit", "_wishes")
+
+    def __init__(
+        self,
+        controller: AdmissionController,
+        rank: int,
+        tenant: str,
+        slots: int,
+        cost: float | None,
+        max_wait: float | Unset | None,
+        deadline: float | None,
+    ) -> None:
+        self._controller = controller
+        self._wishes = (rank, tenant, slots, cost, max_wait, deadline)
+        self._permit: Permit | None = None
+
+    async def __aenter__(self) -> Permit:
+        self._permit = await self._controller._acquire(*self._wishes)
+        return self._permit.__enter__()
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        permit, self._permit = self._permit, None
+        if permit is not None:
+            permit.__exit__(None, error, None)
+
+
+class Sleeper:
+    """A waiter that is a sleeping coroutine."""
+
+    __slots__ = ("waker",)
+
+    def __init__(self, waker: Waker) -> None:
+        self.waker = waker
+
+    def entered(self, entry: Entry) -> None:
+        """Room in the line is no reason to get up."""
+
+    def decided(self, entry: Entry) -> None:
+        """Get up and look."""
+        self.waker.wake()
+
+
+class _Announcing:
+    """A waiter whose fate is told to the observers as well."""
+
+    __slots__ = ("_controller", "_waiter")
+
+    def __init__(self, controller: AdmissionController, waiter: Waiter | None) -> None:
+        self._controller = controller
+        self._waiter = waiter
+
+    def entered(self, entry: Entry) -> None:
+        """Pass it on."""
+        if self._waiter is not None:
+            self._waiter.entered(entry)
+
+    def decided(self, entry: Entry) -> None:
+        """Pass it on, then tell."""
+        if self._waiter is not None:
+            self._waiter.decided(entry)
+        self._controller.announce_decision(entry)
+
+
+_REFUSALS: Mapping[Reason, tuple[type[Rejected] | type[Evicted], str]] = {
+    Reason.QUEUE_FULL: (QueueFull, "the line of pool {pool!r} is full for class {name!r}"),
+    Reason.TENANT_FULL: (QueueFull, "the tenant has as many waiters in pool {pool!r} as it may"),
+    Reason.BUSY: (Rejected, "pool {pool!r} has no free slot for class {name!r} at this instant"),
+    Reason.HOPELESS: (Rejected, "pool {pool!r} cannot serve class {name!r} before the caller has to give up"),
+    Reason.TOO_WIDE: (Rejected, "{slots} slots are more than class {name!r} of pool {pool!r} may ever hold"),
+    Reason.DRAINING: (Closed, "pool {pool!r} is draining"),
+    Reason.EVICTED_DRAINING: (Closed, "pool {pool!r} is draining; the ticket had waited {waited:.3g} s"),
+    Reason.TIMEOUT: (WaitTimeout, "no slot of pool {pool!r} came within {waited:.3g} s"),
+    Reason.DEADLINE: (WaitTimeout, "the deadline passed after {waited:.3g} s in line of pool {pool!r}"),
+    Reason.PRIORITY: (Evicted, "a higher class needed the place in the full line of pool {pool!r}"),
+    Reason.FAIRNESS: (Evicted, "a tenant with fewer waiters needed the place in the full line of pool {pool!r}"),
+    Reason.CODEL: (Evicted, "the line of class {name!r} in pool {pool!r} stands too long; shed after {waited:.3g} s"),
+    Reason.CANCELLED: (Evicted, "the ticket was withdrawn after {waited:.3g} s in line of pool {pool!r}"),
+    Reason.DISCONNECT: (Evicted, "the client left after {waited:.3g} s in line of pool {pool!r}"),
+}
+
+_NO_RETURN = frozenset({Reason.TOO_WIDE, Reason.CANCELLED, Reason.DISCONNECT})
+"""Refusals after which coming back is no use."""
+
+
+def _as_limit(value: int | Limit) -> Limit:
+    return value if isinstance(value, Limit) else FixedLimit(value)
+
+
+def _as_mode(value: BackpressureMode | str) -> BackpressureMode:
+    try:
+        return BackpressureMode(value)
+    except ValueError:
+        modes = " or ".join(repr(mode.value) for mode in BackpressureMode)
+        raise ValueError(f"backpressure_mode is {value!r}: it must be {modes}") from None
+
+
+def _checked_classes(classes: Sequence[PriorityClass] | None) -> tuple[PriorityClass, ...]:
+    rules = DEFAULT_CLASSES if classes is None else tuple(classes)
+    if not 1 <= len(rules) <= MAX_CLASSES:
+        raise ValueError(f"classes has {len(rules)} entries: it must have 1 to {MAX_CLASSES}")
+    names = [c.name for c in rules]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"classes has two entries named {name!r}: names must differ")
+    total = sum(c.guaranteed for c in rules)
+    if total > 1 + 1e-9:
+        raise ValueError(f"classes guarantee {total:g} in all: shares must add up to at most 1")
+    return rules
