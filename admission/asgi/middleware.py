@@ -1,0 +1,278 @@
+"""`QoSAdmission`: decides which request may start now, which waits, and which is turned away."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import MutableMapping
+from inspect import isawaitable
+from typing import Any, Unpack, cast
+
+from admission.asgi.body import Message, Receive, Send, replaying
+from admission.asgi.classify import (
+    REMEMBERED,
+    Classifier,
+    PathRule,
+    RequestCounts,
+    Scope,
+    Verdict,
+    normalised,
+    route_path,
+)
+from admission.asgi.desk import ASGIApp, Desk
+from admission.asgi.options import Options, PoolOptions, pool_options, resolve
+from admission.asgi.serving import serve
+from admission.asgi.shutdown import SignalHook, server_connection_limit
+from admission.asgi.status import StatusPages
+from admission.asgi.visit import Visit
+from admission.asgi.websocket import serve_websocket, serve_websocket_in_shadow
+from admission.controller import AdmissionController
+from admission.types import BackpressureMode
+
+_log = logging.getLogger(__name__)
+
+_EXEMPT = PathRule()
+_STATUS = PathRule()
+
+_REMEMBERED_PATH = 256
+"""Characters of the longest path whose rule is kept."""
+
+
+class QoSAdmission:
+    """An ASGI middleware that lets in as many requests as the pool bears, and makes the others wait or turns them away.
+
+        app.add_middleware(QoSAdmission, max_concurrency=8, max_queue_size=100, mode="block")
+
+    Without any argument it configures itself from `ADMISSION_*` in the environment and the file in `ADMISSION_CONFIG`,
+    which is what `vllm serve --middleware admission.QoSAdmission` needs.
+
+    While slots are free a request passes through without a task, a timer or a lock. It is no rate limiter: it
+    counts what runs at once, not what came in a minute. A request keeps its slot until the app has returned, so
+    streams and background tasks count to their end. Mounted inside another app it works without `lifespan`; twice
+    in one app, with pools of one name, it takes one slot.
+
+    Args:
+        app: The ASGI app.
+        controller: A controller of your own, to be shared with an executor or other apps; options of the pool
+            are then its, not the middleware's, and it is not drained when this app ends (on SIGTERM it is).
+            Of `mode` only "shadow" then has a meaning.
+        options: See `Options`.
+
+    Raises:
+        TypeError: Unknown option.
+        ValueError: An option is outside its range; the message names option, value and range.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, controller: AdmissionController | None = None, **options: Unpack[Options]
+    ) -> None:
+        if controller is None and not options:
+            # The composition root stands above this module; only here does anything look up to it.
+            from admission.config import middleware_options
+
+            configured = middleware_options()
+            controller = cast("AdmissionController | None", configured.pop("controller", None))
+            options = cast(Options, configured)
+        if controller is not None:
+            _refuse_pool_options(options)
+        self.app = app
+        self._options = resolved = resolve(options)
+        self._owned = controller is None
+        self._desk = desk = Desk(controller or self._new_controller(), resolved)
+        self._classifier = _classifier(desk.controller, resolved)
+        self._relevant = self._classifier.relevant
+        self._status = StatusPages(
+            lambda: self.controller,
+            self.counts,
+            path=resolved["status_path"],
+            token=resolved["status_token"],
+            loopback=resolved["status_loopback"],
+            mode=resolved["mode"],
+        )
+        self._exempt_paths = frozenset(resolved["exempt_paths"])
+        self._exempt_methods = frozenset(method.upper() for method in resolved["exempt_methods"])
+        self._own_classify = resolved["classify"]
+        self._rules: dict[str, PathRule] = {}
+        """What a path means, as far as seen: one look-up for exempt paths, our own pages and path rules."""
+        # Modes in which the app always runs with something beside it.
+        self._always_visit = resolved["mode"] == "shadow" or resolved["cancel_on_disconnect"]
+        self._hook = SignalHook(lambda: self.controller.start_draining())
+        self._begun = False
+        self._closed = False
+
+    @property
+    def controller(self) -> AdmissionController:
+        """Who decides."""
+        return self._desk.controller
+
+    @property
+    def counts(self) -> RequestCounts:
+        """What was noticed about requests: unknown classes, unknown keys, retries …"""
+        return self._classifier.counts
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection."""
+        if scope["type"] != "http":
+            await self._serve_other(scope, receive, send)
+            return
+        if not self._begun:
+            self._begin(receive)
+        path: str = route_path(scope) if scope.get("root_path") else scope["path"]
+        rule = self._rules.get(path)
+        if rule is None:
+            rule = self._rule(path)
+        method: str = scope["method"]
+        desk = self._desk
+        if rule is _STATUS:
+            await self._status(scope, receive, send, path)
+            return
+        if rule is _EXEMPT or method in self._exempt_methods or (desk.mark in scope and desk.holds(scope)):
+            await self.app(scope, receive, send)
+            return
+        relevant = self._relevant
+        fields = tuple([field for field in scope["headers"] if field[0] in relevant])
+        verdict = rule.known.get(fields)
+        if verdict is None or verdict.retry or self._own_classify is not None:
+            verdict = await self._verdict(rule, fields, scope)
+        visit = self._always_visit
+        first: Message | None = None
+        if method == "HEAD" or verdict.expects_continue:
+            visit = True
+        elif method != "GET":
+            # Most bodies are there in one piece; who has to wait for one waits without a slot.
+            first = await receive()
+            if first["type"] == "http.disconnect":
+                return
+            visit = visit or first.get("more_body", False)
+        if not visit:
+            entry = desk.controller.try_start(verdict.rank, verdict.tenant, verdict.slots, verdict.cost)
+            if entry is not None:
+                if first is not None:
+                    receive = replaying(first, receive)
+                await serve(desk, self.app, scope, receive, send, entry, desk.at_once[verdict.rank])
+                return
+        await Visit(desk, self.app, scope, receive, send, verdict, first).run()
+
+    # ------------------------------------------------------------------ who asks
+
+    async def _verdict(self, rule: PathRule, fields: tuple[tuple[bytes, bytes], ...], scope: Scope) -> Verdict:
+        """What the rules say, then what your own callable does."""
+        verdict = rule.known.get(fields) or self._classifier.verdict(rule, fields, scope)
+        if verdict.retry:
+            self.counts.client_retry += 1
+        if self._own_classify is None:
+            return verdict
+        try:
+            said = self._own_classify(scope)
+            if isawaitable(said):
+                said = await said
+        except Exception:
+            self._classifier.failed(scope)
+            return verdict
+        return verdict if said is None else self._classifier.apply(said, verdict)
+
+    def _rule(self, path: str) -> PathRule:
+        rule = self._classifier.path_rule(normalised(path))
+        if path in self._exempt_paths:
+            rule = _EXEMPT
+        elif self._status.owns(path):
+            rule = _STATUS
+        if len(self._rules) >= REMEMBERED:
+            self._rules.clear()
+        if len(path) <= _REMEMBERED_PATH:
+            self._rules[path] = rule
+        return rule
+
+    # ------------------------------------------------------------------ other scopes
+
+    async def _serve_other(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._serve_lifespan(scope, receive, send)
+        elif scope["type"] == "websocket" and self._options["websockets"]:
+            await self._serve_websocket(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    async def _serve_websocket(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if not self._begun:
+            self._begin(receive)
+        path = route_path(scope)
+        rule = self._rules.get(path) or self._rule(path)
+        if rule is _EXEMPT or rule is _STATUS or self._desk.holds(scope):
+            await self.app(scope, receive, send)
+            return
+        fields = tuple(field for field in scope["headers"] if field[0] in self._relevant)
+        verdict = await self._verdict(rule, fields, scope)
+        if self._options["mode"] == "shadow":
+            await serve_websocket_in_shadow(self._desk, self.app, scope, receive, send, verdict)
+        else:
+            await serve_websocket(self._desk, self.app, scope, receive, send, verdict)
+
+    async def _serve_lifespan(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        async def overheard() -> Message:
+            message = await receive()
+            if message["type"] == "lifespan.shutdown":
+                self._close()
+            return message
+
+        await self.app(scope, overheard, send)
+
+    # ------------------------------------------------------------------ from the first request to the last
+
+    def _begin(self, receive: Receive) -> None:
+        """On the first request: mounted apps are told of no start."""
+        self._begun = True
+        if self._closed:
+            # Served again after its lifespan had ended, as tests do. A pool does not reopen, so here is a new one.
+            self._closed = False
+            self._desk.controller = self._new_controller()
+        self.controller.bind()
+        if self._options["drain_on_signal"]:
+            self._hook.install()
+        _warn_of_connection_limit(receive, self.controller)
+
+    def _close(self) -> None:
+        if self._owned:
+            self.controller.start_draining()
+            self._closed = True
+        self._hook.uninstall()
+        self._begun = False
+
+    def _new_controller(self) -> AdmissionController:
+        mode = BackpressureMode.BLOCK if self._options["mode"] == "block" else BackpressureMode.REJECT
+        return AdmissionController(backpressure_mode=mode, **pool_options(self._options))
+
+
+def _classifier(controller: AdmissionController, options: Options) -> Classifier:
+    return Classifier(
+        controller,
+        trust_headers=options["trust_headers"],
+        priority_headers=options["priority_headers"],
+        key_headers=options["key_headers"],
+        tenants=options["tenants"],
+        tiers=options["tiers"],
+        paths=options["paths"],
+        anonymous_priority=options["anonymous_priority"],
+        numeric_priorities=options["numeric_priorities"],
+        tenant_by_address=options["tenant_by_address"],
+        trusted_proxies=options["trusted_proxies"],
+    )
+
+
+def _refuse_pool_options(options: Options) -> None:
+    for option in PoolOptions.__annotations__:
+        if option in options:
+            raise ValueError(f"{option} was given along with controller: it is the controller's, and set there")
+
+
+def _warn_of_connection_limit(receive: Receive, controller: AdmissionController) -> None:
+    limit = server_connection_limit(receive)
+    pool = controller.snapshot()
+    if limit is not None and limit < pool.limit + pool.max_queue_size:
+        _log.warning(
+            "--limit-concurrency is %d, which counts idle connections as well; pool %r has room for %d running and %d "
+            "waiting requests: beyond the former the server answers 503 by itself, health checks included",
+            limit,
+            pool.pool,
+            pool.limit,
+            pool.max_queue_size,
+        )

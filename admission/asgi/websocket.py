@@ -1,0 +1,130 @@
+"""WebSockets: one permit for as long as the connection lasts, and a denial that a client can read."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, MutableMapping
+from typing import Any
+
+import anyio
+
+from admission.asgi.body import Message, Receive, Send, Spool
+from admission.asgi.classify import Verdict
+from admission.asgi.desk import ASGIApp, Desk
+from admission.asgi.place import Place
+from admission.asgi.responses import Header, Refusal
+from admission.asgi.serving import give_back, outcome_of
+from admission.errors import Evicted, Rejected
+from admission.line import Entry
+from admission.permit import hold, unhold
+from admission.types import Outcome
+
+TRY_AGAIN_LATER = 1013
+"""Close code of RFC 6455's registry."""
+
+
+async def serve_websocket(
+    desk: Desk,
+    app: ASGIApp,
+    scope: MutableMapping[str, Any],
+    receive: Receive,
+    send: Send,
+    verdict: Verdict,
+) -> None:
+    """Let one connection in, at once or after it has waited, or deny it."""
+    entry = desk.controller.try_start(verdict.rank, verdict.tenant, verdict.slots, verdict.cost)
+    if entry is not None:
+        await _serve(desk, app, scope, receive, send, entry, desk.at_once[verdict.rank])
+        return
+    place = Place(desk.controller, verdict)
+    spool = Spool(receive, budget=desk.budget, max_bytes=desk.options["spool_bytes"], on_gone=place.leave)
+    failure: Exception | None = None
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(spool.watch)
+            try:
+                await _wait_and_serve(desk, app, scope, spool, send, place)
+            except Exception as error:
+                failure = error  # Out of the group as it came, not as a group of one.
+            group.cancel_scope.cancel()
+    finally:
+        spool.close()
+    if failure is not None:
+        raise failure
+
+
+async def serve_websocket_in_shadow(
+    desk: Desk,
+    app: ASGIApp,
+    scope: MutableMapping[str, Any],
+    receive: Receive,
+    send: Send,
+    verdict: Verdict,
+) -> None:
+    """Let the connection in, whatever is decided, and count the decision."""
+    place = Place(desk.controller, verdict)
+    try:
+        place.enter()
+    except (Rejected, Evicted):
+        await app(scope, receive, send)  # It was counted, which is all there is to do.
+        return
+    try:
+        await app(scope, receive, send)
+    finally:
+        place.settle()
+
+
+async def _wait_and_serve(
+    desk: Desk, app: ASGIApp, scope: MutableMapping[str, Any], spool: Spool, send: Send, place: Place
+) -> None:
+    try:
+        entry = await place.wait()
+    except (Rejected, Evicted) as refusal:
+        await _deny(desk, scope, spool.receive, send, refusal)
+        return
+    if entry is None:
+        return
+    spool.hand_over()
+    await _serve(desk, app, scope, spool.receive, send, entry, desk.waited_headers(entry))
+
+
+async def _serve(
+    desk: Desk,
+    app: ASGIApp,
+    scope: MutableMapping[str, Any],
+    receive: Receive,
+    send: Send,
+    entry: Entry,
+    headers: list[Header],
+) -> None:
+    def answer(message: Message) -> Awaitable[None]:
+        if message["type"] in ("websocket.accept", "websocket.http.response.start"):
+            message = {**message, "headers": [*message.get("headers", ()), *headers]}
+        return send(message)
+
+    # How long a connection lasts says nothing about load, so its end teaches an adaptive limit nothing.
+    outcome = Outcome.IGNORED
+    scope[desk.mark] = entry
+    token = hold(entry)
+    try:
+        await app(scope, receive, answer)
+    except BaseException as error:
+        outcome = outcome_of(error)
+        raise
+    finally:
+        unhold(token)
+        give_back(desk.controller, entry, outcome)
+
+
+async def _deny(desk: Desk, scope: MutableMapping[str, Any], receive: Receive, send: Send, refusal: Refusal) -> None:
+    """Refuse before the handshake is answered.
+
+    A plain `websocket.close` would reach the client as a bare 403. So the refusal is sent as an HTTP response, and
+    where a server cannot do that, the connection is accepted and closed with 1013 (try again later).
+    """
+    await receive()  # websocket.connect
+    if "websocket.http.response" in (scope.get("extensions") or {}):
+        answer = desk.refusals.answer(refusal, scope["headers"])
+        await answer.send(send, prefix="websocket.http.response")
+        return
+    await send({"type": "websocket.accept"})
+    await send({"type": "websocket.close", "code": TRY_AGAIN_LATER, "reason": refusal.reason.value})
