@@ -42,7 +42,9 @@ NOTHING = Decisions()
 
 SUCCESS = Outcome.SUCCESS
 
+# Past the Python-level constructors, which cost more than what they construct.
 _blank = object.__new__
+_decisions = tuple.__new__
 
 _HEAP_SLACK = 64
 """Entries of the deadline heap that may be stale before it is rebuilt."""
@@ -64,9 +66,13 @@ class ClassState:
         self.codel = None if rules.codel_target is None else CoDel(rules.codel_target, rules.codel_interval)
         self.statistics = ClassStatistics()
 
+    def at_rest(self) -> bool:
+        """Whether nothing of this class waits or runs."""
+        return not (self.share.held or self.line.queued or self.lobby.queued)
+
     def head_slots(self) -> int:
         """Slots the next of this class needs."""
-        return self.line.head().slots
+        return self.line.order.first()[2].slots
 
     def oldest_arrival(self) -> float:
         """When the oldest waiter of this class arrived."""
@@ -114,8 +120,6 @@ class Core:
             ClassState(rules, rank, limit.slots, self.line.classes[rank], self.lobby.classes[rank])
             for rank, rules in enumerate(classes)
         )
-        self.pace = Pace()
-        """How fast the pool as a whole moves."""
         self._limit = limit
         self._learning = not isinstance(limit, FixedLimit)
         self.limit = limit.slots
@@ -127,6 +131,10 @@ class Core:
         """Classes with waiters, highest rank first."""
         self._free_limit = limit.slots
         """The limit while a free slot is all a newcomer needs; 0 while someone waits, or when paused or closed."""
+        self._roomy = (
+            max_queued_per_tenant is None and not refuse_hopeless and all(c.max_queued is None for c in classes)
+        )
+        """The length of the line is the only bound there is."""
         # Classes whose rules act by the mere passing of time.
         self.timed = tuple(c for c in self.classes if c.codel is not None or c.rules.rate is not None)
 
@@ -200,7 +208,7 @@ class Core:
         """
         state = self.classes[rank]
         flow = state.fair.flow(tenant)
-        charge = flow.charge(cost)
+        charge = flow.unit if cost == 1 else flow.charge(cost)
         self._arrivals += 1
         entry = Entry()
         entry.rank = rank
@@ -239,7 +247,12 @@ class Core:
             if entry.state is RUNNING:
                 granted.remove(entry)
                 return entry, self._settle(now, granted, evicted)
-        refusal = self._find_room(state, entry, now, evicted) if may_wait else Reason.BUSY
+        if not may_wait:
+            refusal = Reason.BUSY
+        elif self._roomy and not 0 < self.max_queue_size < self.line.queued:
+            refusal = None
+        else:
+            refusal = self._find_room(state, entry, now, evicted)
         if refusal is not None:
             entry.position = self.position(entry)
             self._leave(entry, now)
@@ -252,7 +265,7 @@ class Core:
         if expires != math.inf:
             heapq.heappush(self._deadlines, (expires, entry.number, entry))
             entry.timed = True
-        if not evicted and not granted:
+        if not (evicted or granted):
             return entry, NOTHING
         decisions = self._settle(now, granted, evicted)
         if entry.state is not WAITING and entry in granted:
@@ -335,7 +348,7 @@ class Core:
         flow.running = running = flow.running - 1
         if actual_cost is not None:
             state.fair.settle(flow, flow.charge(actual_cost) - entry.charge)
-        if not held and not state.line.queued and not state.lobby.queued:
+        if not held and state.at_rest():
             state.fair.rest()
         elif not running and not flow.waiting:
             state.fair.absent(flow)
@@ -346,7 +359,7 @@ class Core:
             statistics.count_unsuccessful(outcome)
         if self._learning:
             self._learn(now, entry, outcome, ran if rtt is None else rtt)
-        if self.line.queued:
+        if self._contenders:
             return self._settle(now)
         return NOTHING
 
@@ -454,13 +467,18 @@ class Core:
 
     def _before(self, entry: Entry) -> tuple[int, int]:
         """The tickets before a waiter: those of its own class, and all others."""
-        ahead, above = self.line.before(entry)
-        if entry.state is LOBBY:
-            # The whole line stands before the lobby, whatever its classes.
-            own = self.line.classes[entry.rank].queued
-            ahead_in_lobby, above_in_lobby = self.lobby.before(entry)
-            return own + ahead_in_lobby, self.line.queued - own + above_in_lobby
-        return ahead, above
+        rank = entry.rank
+        if entry.state is WAITING:
+            above = 0
+            for contender in self._contenders:
+                if contender.rank >= rank:
+                    break
+                above += contender.line.queued
+            return self.classes[rank].line.before(entry), above
+        # The whole line stands before the lobby, whatever its classes.
+        own = self.classes[rank].line.queued
+        ahead, above = self.lobby.before(entry)
+        return own + ahead, self.line.queued - own + above
 
     def predicted_newcomer_wait(self, rank: int, now: float) -> float | None:
         """Seconds a newcomer of this class would wait, standing behind its class; None while no rate is known."""
@@ -473,8 +491,13 @@ class Core:
         gap = state.pace.gap(now)
         if gap is not None:
             return gap * (ahead + 1)
-        gap = self.pace.gap(now)
-        return None if gap is None else gap * position
+        gaps = [gap for other in self.classes if (gap := other.pace.gap(now)) is not None]
+        return min(gaps) * position if gaps else None
+
+    def drain_rate(self, now: float) -> float | None:
+        """Grants per second to those who wait now; None while unknown."""
+        rates = [rate for state in self._contenders if (rate := state.pace.rate(now)) is not None]
+        return sum(rates) if rates else None
 
     def held_back_by(self, entry: Entry, now: float) -> str:
         """The binding limit of a waiting ticket, by name: why it waits."""
@@ -499,10 +522,14 @@ class Core:
         if self.paused:
             return
         while self.in_use < self.limit:
-            state = next_class(self._contenders, now)
+            contenders = self._contenders
+            state = contenders[0] if len(contenders) == 1 else next_class(contenders, now)
             if state is None:
                 break
             entry = state.line.head()
+            share = state.share
+            if share.held + entry.slots > share.free_cap and share.held_back(entry.slots, now) is not None:
+                break
             if entry.expires <= now:
                 self._evict(entry, entry.expires_as, now)
                 evicted.append(entry)
@@ -518,7 +545,6 @@ class Core:
         waited = now - entry.arrival
         if entry.position:
             state.pace.granted(now)
-            self.pace.granted(now)
             state.statistics.count_wait(waited, entry.predicted)
         if state.codel is not None:
             state.codel.granted(waited)
@@ -526,15 +552,19 @@ class Core:
             self._forget_deadline(entry)
         self._step_out(state, entry)
         self._start(state, entry, now)
-        state.share.spend(entry.slots)
+        if state.share.credit:
+            state.share.spend(entry.slots)
 
     def _start(self, state: ClassState, entry: Entry, now: float) -> None:
         """Take the slots for a ticket that counts as waiting and stands nowhere any more."""
         slots = entry.slots
+        share = state.share
         for contender in self._contenders:
-            contender.share.earn(slots)
-        state.share.held += slots
-        state.share.count_start(now)
+            if contender.share.guaranteed:
+                contender.share.earn(slots)
+        share.held += slots
+        if share.start_interval is not None:
+            share.count_start(now)
         state.fair.grant(entry.flow, entry.start)
         self.in_use += slots
         entry.state = RUNNING
@@ -546,17 +576,15 @@ class Core:
         granted = [] if granted is None else granted
         evicted = [] if evicted is None else evicted
         entered: list[Entry] = []
-        while True:
-            self._pump(now, granted, evicted)
-            entry = self._next_of_lobby() if self.lobby.queued else None
-            if entry is None:
-                break
+        self._pump(now, granted, evicted)
+        while self.lobby.queued and (entry := self._next_of_lobby()) is not None:
             self.lobby.remove(entry)
             entry.state = WAITING
             self._enter(self.classes[entry.rank], entry, now)
             entered.append(entry)
+            self._pump(now, granted, evicted)
         if granted or evicted or entered:
-            return Decisions(granted, evicted, entered)
+            return _decisions(Decisions, (granted, evicted, entered))
         return NOTHING
 
     def _next_of_lobby(self) -> Entry | None:
@@ -578,8 +606,6 @@ class Core:
             state.pace.waiting_since(now)
             if state.codel is not None:
                 state.codel.waiting_since(now)
-        if not self.line.queued:
-            self.pace.waiting_since(now)
         self.line.add(entry)
         if state.line.queued == 1:
             self._refresh()
@@ -592,8 +618,6 @@ class Core:
             state.pace.emptied()
             if state.codel is not None:
                 state.codel.emptied()
-            if not self.line.queued:
-                self.pace.emptied()
             self._refresh()
 
     def _leave(self, entry: Entry, now: float) -> None:
@@ -604,6 +628,8 @@ class Core:
         else:
             self._step_out(state, entry)
         state.fair.withdraw(entry.flow, entry.charge)
+        if state.at_rest():
+            state.fair.rest()
         if entry.timed:
             self._forget_deadline(entry)
 

@@ -118,56 +118,42 @@ class Entry:
 
 
 class ClassLine:
-    """The waiters of one class, in order of service.
+    """The waiters of one class, in order of service; `Line` adds and removes.
 
     Args:
         by_age: Keep them by arrival as well: the oldest waiter need not be the next one. Only classes whose
             rules ask for the oldest need it.
     """
 
-    __slots__ = ("_arrivals", "_order", "queued")
+    __slots__ = ("arrivals", "order", "queued")
 
     def __init__(self, *, by_age: bool) -> None:
-        self._order: RankedList[tuple[int, int, Entry]] = RankedList()
-        self._arrivals: OrderedDict[int, Entry] | None = OrderedDict() if by_age else None
+        self.order: RankedList[tuple[int, int, Entry]] = RankedList()
+        self.arrivals: OrderedDict[int, Entry] | None = OrderedDict() if by_age else None
         self.queued = 0
         """How many wait here."""
 
-    def add(self, entry: Entry) -> None:
-        """Let *entry* wait here."""
-        self._order.add((entry.start, entry.number, entry))
-        if self._arrivals is not None:
-            self._arrivals[entry.number] = entry
-        self.queued += 1
-
-    def remove(self, entry: Entry) -> None:
-        """Take *entry* out. Raises KeyError when it is not here."""
-        self._order.remove((entry.start, entry.number, entry))
-        if self._arrivals is not None:
-            del self._arrivals[entry.number]
-        self.queued -= 1
-
     def head(self) -> Entry:
         """Who is next. Raises IndexError on an empty line."""
-        return self._order.first()[2]
+        return self.order.first()[2]
 
     def worst(self) -> Entry:
         """Who would be last. Raises IndexError on an empty line."""
-        return self._order.last()[2]
+        return self.order.last()[2]
 
     def oldest(self) -> Entry:
         """Who has waited longest; O(n) unless kept by age. Raises StopIteration or ValueError on an empty line."""
-        if self._arrivals is not None:
-            return next(iter(self._arrivals.values()))
+        if self.arrivals is not None:
+            return next(iter(self.arrivals.values()))
         return min(self.entries(), key=lambda entry: entry.number)
 
     def before(self, entry: Entry) -> int:
         """How many of this class stand before *entry*, which need not be in line."""
-        return self._order.rank((entry.start, entry.number))
+        return self.order.rank((entry.start, entry.number))
 
     def entries(self) -> list[Entry]:
         """All waiters in order of service: O(n), for people who look."""
-        return [entry for _, _, entry in self._order]
+        return [entry for _, _, entry in self.order]
 
 
 class Line:
@@ -182,12 +168,20 @@ class Line:
 
     def add(self, entry: Entry) -> None:
         """Let *entry* wait."""
-        self.classes[entry.rank].add(entry)
+        line = self.classes[entry.rank]
+        line.order.add((entry.start, entry.number, entry))
+        if line.arrivals is not None:
+            line.arrivals[entry.number] = entry
+        line.queued += 1
         self.queued += 1
 
     def remove(self, entry: Entry) -> None:
         """Take *entry* out. Raises KeyError when it is not here."""
-        self.classes[entry.rank].remove(entry)
+        line = self.classes[entry.rank]
+        line.order.remove((entry.start, entry.number, entry))
+        if line.arrivals is not None:
+            del line.arrivals[entry.number]
+        line.queued -= 1
         self.queued -= 1
 
     def worst(self) -> Entry:

@@ -143,7 +143,7 @@ class MemoryBackend:
             max_queue_size=core.max_queue_size,
             paused=core.paused,
             draining=core.closed,
-            drain_rate=core.pace.rate(now),
+            drain_rate=core.drain_rate(now),
             classes=tuple(self._class_snapshot(state, now) for state in core.classes),
             tenants=tuple(tenants[:top_tenants]),
             tenants_active=len(tenants),

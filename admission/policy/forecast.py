@@ -2,7 +2,7 @@
 
 The idea: a ticket with n others to be granted before it waits n + 1 times the usual gap between two grants. The
 gap is learnt per class, while that class has waiters: so guarantees, ceilings, start rates and the traffic of
-higher classes are in it without being modelled. A class that has not moved yet borrows the pool's gap.
+higher classes are in it without being modelled. A class that has not moved yet borrows the fastest class's gap.
 
     gap      exponentially weighted mean of the seconds between two grants of waiters (a plain mean at first)
     wait     (tickets before it in its class + 1) x gap

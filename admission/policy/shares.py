@@ -33,12 +33,12 @@ class Share:
     """The account of one class: slots it holds, credit, ceiling and start rate."""
 
     __slots__ = (
-        "_guaranteed",
         "_most_credit",
         "_start_allowance",
         "cap",
         "credit",
         "free_cap",
+        "guaranteed",
         "held",
         "next_start",
         "paused",
@@ -57,7 +57,8 @@ class Share:
         self.cap = limit
         self.free_cap = limit
         """Slots it may hold with no other rule to ask: the ceiling, or 0 when it is paused, rated or exempt."""
-        self._guaranteed = round(rules.guaranteed * MICRO)
+        self.guaranteed = round(rules.guaranteed * MICRO)
+        """Credit earned for each slot granted to anyone."""
         self._most_credit = 0
         self.start_interval: float | None = None
         self._start_allowance = 0.0
@@ -104,7 +105,7 @@ class Share:
 
     def earn(self, slots: int) -> None:
         """Someone was granted *slots* while this class had waiters."""
-        self.credit = min(self.credit + self._guaranteed * slots, self._most_credit)
+        self.credit = min(self.credit + self.guaranteed * slots, self._most_credit)
 
     def spend(self, slots: int) -> None:
         """A waiter of this class was granted *slots*."""
@@ -146,7 +147,7 @@ def next_class(contenders: Iterable[C], now: float) -> C | None:
     for contender in contenders:
         share = contender.share
         slots = contender.head_slots()
-        if share.held_back(slots, now) is not None:
+        if share.held + slots > share.free_cap and share.held_back(slots, now) is not None:
             continue
         max_delay = share.rules.max_delay
         if max_delay is not None:
