@@ -6,20 +6,18 @@ checks of what a caller may ask.
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from admission.announcer import Announcer
 from admission.backends.base import Backend, State, Waiter
 from admission.backends.memory import MemoryBackend
 from admission.core import Core
-from admission.errors import AdmissionError, Closed, Evicted, NotRunning, QueueFull, Rejected, WaitTimeout
-from admission.events import Event, Granted, LimitChanged, Observer, Queued, Released
-from admission.events import Evicted as EvictedEvent
-from admission.events import Rejected as RejectedEvent
+from admission.errors import NotRunning, Refusal, refusal
+from admission.events import Observer
 from admission.line import DONE, REFUSED, RUNNING, Entry
 from admission.permit import Permit, held_entry
 from admission.policy.limit import FixedLimit, Limit
@@ -41,8 +39,6 @@ from admission.types import (
     within,
 )
 from admission.waker import Loop, Waker, running_loop
-
-logger = logging.getLogger("admission")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,9 +130,7 @@ class AdmissionController:
         self._try_start = self._backend.try_start
         self._retry_after = retry_after
         self._top_tenants = top_tenants
-        self._observers = tuple(observers)
-        self.observer_errors = 0
-        """Exceptions that observers raised; each is logged."""
+        self._announcer = Announcer(self, observers) if observers else None
         self._loop: Loop | None = None
         self.now = self._first_now
         """Monotonic seconds of the pool's event loop."""
@@ -249,8 +243,8 @@ class AdmissionController:
         entry = self._try_start(self.now(), rank, tenant, slots, slots if cost is None else cost)
         if entry is not None:
             entry.pool = self
-            if self._observers:
-                self._announce(Granted(ticket=self.ticket_of(entry), waited=0.0))
+            if self._announcer is not None:
+                self._announcer.offered(entry)
         return entry
 
     def enqueue(
@@ -300,11 +294,11 @@ class AdmissionController:
             expires=expires if may_wait else math.inf,
             expires_as=expires_as,
             may_wait=may_wait,
-            waiter=_Announcing(self, waiter) if self._observers else waiter,
+            waiter=waiter if self._announcer is None else self._announcer.waiter(waiter),
         )
         entry.pool = self
-        if self._observers:
-            self._announce_offer(entry)
+        if self._announcer is not None:
+            self._announcer.offered(entry)
         if entry.state is RUNNING:
             if waiter is not None:
                 waiter.decided(entry)
@@ -328,17 +322,12 @@ class AdmissionController:
         Raises:
             ValueError: The entry does not run.
         """
-        limit = self._backend.limit
         now = self.now()
         self._backend.release(now, entry, outcome, actual_cost, rtt)
         if entry.id is not None:
             self._by_id.pop(entry.id, None)
-        if self._observers:
-            ticket, ran = self.ticket_of(entry), now - entry.granted_at
-            cost = entry.cost if actual_cost is None else actual_cost
-            self._announce(Released(ticket=ticket, ran=ran, outcome=outcome, actual_cost=cost))
-            if self._backend.limit != limit:
-                self._announce(LimitChanged(pool=self.name, old=limit, new=self._backend.limit))
+        if self._announcer is not None:
+            self._announcer.released(entry, now, outcome, actual_cost)
         if self._idle:
             self._wake_idle()
 
@@ -348,9 +337,8 @@ class AdmissionController:
         self._backend.withdraw(self.now(), entry, reason)
         if entry.id is not None and entry.state is not was:
             self._by_id.pop(entry.id, None)
-        if self._observers and was in (State.WAITING, State.LOBBY):
-            waited = self.now() - entry.arrival
-            self._announce(EvictedEvent(ticket=self.ticket_of(entry), reason=reason, waited=waited))
+        if self._announcer is not None and was in (State.WAITING, State.LOBBY):
+            self._announcer.decided(entry)
         if self._idle:
             self._wake_idle()
 
@@ -358,14 +346,17 @@ class AdmissionController:
         """The permit of a running entry."""
         return Permit(self, entry)
 
-    def refusal(self, entry: Entry) -> AdmissionError:
+    def refusal(self, entry: Entry) -> Refusal:
         """The exception for an entry that was refused."""
-        reason = entry.reason
-        seconds = None if reason in _NO_RETURN else float(self.retry_after(entry.rank))
-        name = self.classes[entry.rank].name
-        kind, text = _REFUSALS[reason]
-        message = text.format(pool=self.name, name=name, waited=self.now() - entry.arrival, slots=entry.slots)
-        return kind(message, reason=reason, retry_after=seconds, position=entry.position or None)
+        return refusal(
+            entry.reason,
+            pool=self.name,
+            priority=self.classes[entry.rank].name,
+            slots=entry.slots,
+            waited=self.now() - entry.arrival,
+            retry_after=self.retry_after(entry.rank),
+            position=entry.position or None,
+        )
 
     def retry_after(self, rank: int) -> int:
         """Whole seconds, jittered, after which a newcomer of this class may come back: 1 … 30."""
@@ -403,6 +394,16 @@ class AdmissionController:
     def draining(self) -> bool:
         """Whether newcomers are refused because the pool is closing."""
         return self._draining
+
+    @property
+    def limit(self) -> int:
+        """Slots that may be in use now."""
+        return self._backend.limit
+
+    @property
+    def observer_errors(self) -> int:
+        """Exceptions that observers raised; each was logged."""
+        return 0 if self._announcer is None else self._announcer.errors
 
     @property
     def in_flight(self) -> int:
@@ -471,10 +472,9 @@ class AdmissionController:
 
     def resize(self, max_concurrency: int | Limit) -> None:
         """From now on so many slots. Running work keeps what it has."""
-        old = self._backend.limit
         self._backend.resize(self.now(), _as_limit(max_concurrency))
-        if self._observers and self._backend.limit != old:
-            self._announce(LimitChanged(pool=self.name, old=old, new=self._backend.limit))
+        if self._announcer is not None:
+            self._announcer.watch_limit()
 
     def pause(self, priority: Priority | str | None = None) -> None:
         """Start nothing more, or nothing more of one class; newcomers go on waiting."""
@@ -589,31 +589,6 @@ class AdmissionController:
             return self.rank_of(default)
         return self._rank_by_name.get("normal", (len(self.classes) - 1) // 2)
 
-    def _announce_offer(self, entry: Entry) -> None:
-        ticket = self.ticket_of(entry)
-        if entry.state is RUNNING:
-            self._announce(Granted(ticket=ticket, waited=0.0))
-        elif entry.state is REFUSED:
-            self._announce(RejectedEvent(ticket=ticket, reason=entry.reason))
-        else:
-            self._announce(Queued(ticket=ticket, position=entry.position, predicted_wait=entry.predicted))
-
-    def announce_decision(self, entry: Entry) -> None:
-        """Tell the observers what became of a waiter."""
-        ticket = self.ticket_of(entry)
-        if entry.state is RUNNING:
-            self._announce(Granted(ticket=ticket, waited=ticket.waited))
-        else:
-            self._announce(EvictedEvent(ticket=ticket, reason=entry.reason, waited=ticket.waited))
-
-    def _announce(self, event: Event) -> None:
-        for observer in self._observers:
-            try:
-                observer.observe(event)
-            except Exception:
-                self.observer_errors += 1
-                logger.exception("observer %r failed on %s", observer, type(event).__name__)
-
 
 class Admit:
     """What `AdmissionController.admit` returns: waits on entry, releases on exit."""
@@ -658,48 +633,6 @@ class Sleeper:
     def decided(self, entry: Entry) -> None:
         """Get up and look."""
         self.waker.wake()
-
-
-class _Announcing:
-    """A waiter whose fate is told to the observers as well."""
-
-    __slots__ = ("_controller", "_waiter")
-
-    def __init__(self, controller: AdmissionController, waiter: Waiter | None) -> None:
-        self._controller = controller
-        self._waiter = waiter
-
-    def entered(self, entry: Entry) -> None:
-        """Pass it on."""
-        if self._waiter is not None:
-            self._waiter.entered(entry)
-
-    def decided(self, entry: Entry) -> None:
-        """Pass it on, then tell."""
-        if self._waiter is not None:
-            self._waiter.decided(entry)
-        self._controller.announce_decision(entry)
-
-
-_REFUSALS: Mapping[Reason, tuple[type[Rejected] | type[Evicted], str]] = {
-    Reason.QUEUE_FULL: (QueueFull, "the line of pool {pool!r} is full for class {name!r}"),
-    Reason.TENANT_FULL: (QueueFull, "the tenant has as many waiters in pool {pool!r} as it may"),
-    Reason.BUSY: (Rejected, "pool {pool!r} has no free slot for class {name!r} at this instant"),
-    Reason.HOPELESS: (Rejected, "pool {pool!r} cannot serve class {name!r} before the caller has to give up"),
-    Reason.TOO_WIDE: (Rejected, "{slots} slots are more than class {name!r} of pool {pool!r} may ever hold"),
-    Reason.DRAINING: (Closed, "pool {pool!r} is draining"),
-    Reason.EVICTED_DRAINING: (Closed, "pool {pool!r} is draining; the ticket had waited {waited:.3g} s"),
-    Reason.TIMEOUT: (WaitTimeout, "no slot of pool {pool!r} came within {waited:.3g} s"),
-    Reason.DEADLINE: (WaitTimeout, "the deadline passed after {waited:.3g} s in line of pool {pool!r}"),
-    Reason.PRIORITY: (Evicted, "a higher class needed the place in the full line of pool {pool!r}"),
-    Reason.FAIRNESS: (Evicted, "a tenant with fewer waiters needed the place in the full line of pool {pool!r}"),
-    Reason.CODEL: (Evicted, "the line of class {name!r} in pool {pool!r} stands too long; shed after {waited:.3g} s"),
-    Reason.CANCELLED: (Evicted, "the ticket was withdrawn after {waited:.3g} s in line of pool {pool!r}"),
-    Reason.DISCONNECT: (Evicted, "the client left after {waited:.3g} s in line of pool {pool!r}"),
-}
-
-_NO_RETURN = frozenset({Reason.TOO_WIDE, Reason.CANCELLED, Reason.DISCONNECT})
-"""Refusals after which coming back is no use."""
 
 
 def _as_limit(value: int | Limit) -> Limit:

@@ -1,13 +1,15 @@
 """Every error of the project.
 
     AdmissionError
-    ├── Rejected              never entered the line
-    │   ├── QueueFull         no room in it            (also an asyncio.QueueFull)
-    │   └── Closed            the pool is draining, or drained while the caller waited
-    ├── Evicted               left the line without a permit: pushed out, shed
-    │   └── WaitTimeout       max_wait or the deadline ran out   (also a TimeoutError)
+    ├── Refusal
+    │   ├── Rejected          never entered the line
+    │   │   ├── QueueFull     no room in it            (also an asyncio.QueueFull)
+    │   │   └── Closed        the pool is draining, or drained while the caller waited
+    │   └── Evicted           left the line without a permit: pushed out, shed
+    │       └── WaitTimeout   max_wait or the deadline ran out   (also a TimeoutError)
     ├── NotRunning            used before start, or on another event loop than it was started on
     ├── TaskTimeout           an executor's task ran longer than its timeout   (also a TimeoutError)
+    ├── TaskCancelled         an executor's task was ended by its handle, or by the end of its event loop
     └── PermanentError        raised *by a task*: do not retry me
 
 Refusals carry data, not prose to parse: `reason`, `retry_after` and `position`.
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 # The class alone is wanted, so that `except asyncio.QueueFull` of existing callers goes on working.
 from asyncio import QueueFull as _AsyncioQueueFull
+from collections.abc import Mapping
 
 from admission.types import Reason
 
@@ -25,8 +28,8 @@ class AdmissionError(Exception):
     """Base of every error raised here."""
 
 
-class _Refusal(AdmissionError):
-    """What all refusals carry.
+class Refusal(AdmissionError):
+    """Base of all refusals: what they carry.
 
     Attributes:
         reason: Why, with few possible values: good for metrics.
@@ -48,7 +51,7 @@ class _Refusal(AdmissionError):
         self.position = position
 
 
-class Rejected(_Refusal):
+class Rejected(Refusal):
     """Refused on arrival; the ticket never entered the line."""
 
 
@@ -60,7 +63,7 @@ class Closed(Rejected):
     """The pool is draining: it takes no one in, and whoever waited was sent away."""
 
 
-class Evicted(_Refusal):
+class Evicted(Refusal):
     """The ticket had entered the line and left it without a permit."""
 
 
@@ -76,5 +79,61 @@ class TaskTimeout(AdmissionError, TimeoutError):
     """A task ran longer than its timeout."""
 
 
+class TaskCancelled(AdmissionError):
+    """A task was ended before it had a result: `handle.cancel()`, a drain that ran out of time, the loop's end.
+
+    No `CancelledError`: whoever awaits the task is not being cancelled.
+    """
+
+
 class PermanentError(AdmissionError):
     """Raise this (or a subclass) in a task to end it at once, whatever its retry policy."""
+
+
+def refusal(
+    reason: Reason,
+    *,
+    pool: str,
+    priority: str,
+    slots: int,
+    waited: float,
+    retry_after: float,
+    position: int | None,
+) -> Refusal:
+    """The exception for a ticket that was refused.
+
+    Args:
+        pool, priority, slots, waited: What its message tells: pool and class by name, seconds in line.
+        retry_after: Seconds; left out where coming back is no use.
+    """
+    kind, text = _REFUSALS[reason]
+    return kind(
+        text.format(pool=pool, priority=priority, slots=slots, waited=waited),
+        reason=reason,
+        retry_after=None if reason in _NO_RETURN else retry_after,
+        position=position,
+    )
+
+
+_REFUSALS: Mapping[Reason, tuple[type[Refusal], str]] = {
+    Reason.QUEUE_FULL: (QueueFull, "the line of pool {pool!r} is full for class {priority!r}"),
+    Reason.TENANT_FULL: (QueueFull, "the tenant has as many waiters in pool {pool!r} as it may"),
+    Reason.BUSY: (Rejected, "pool {pool!r} has no free slot for class {priority!r} at this instant"),
+    Reason.HOPELESS: (Rejected, "pool {pool!r} cannot serve class {priority!r} before the caller has to give up"),
+    Reason.TOO_WIDE: (Rejected, "{slots} slots are more than class {priority!r} of pool {pool!r} may ever hold"),
+    Reason.DRAINING: (Closed, "pool {pool!r} is draining"),
+    Reason.EVICTED_DRAINING: (Closed, "pool {pool!r} is draining; the ticket had waited {waited:.3g} s"),
+    Reason.TIMEOUT: (WaitTimeout, "no slot of pool {pool!r} came within {waited:.3g} s"),
+    Reason.DEADLINE: (WaitTimeout, "the deadline passed after {waited:.3g} s in line of pool {pool!r}"),
+    Reason.PRIORITY: (Evicted, "a higher class needed the place in the full line of pool {pool!r}"),
+    Reason.FAIRNESS: (Evicted, "a tenant with fewer waiters needed the place in the full line of pool {pool!r}"),
+    Reason.CODEL: (
+        Evicted,
+        "the line of class {priority!r} in pool {pool!r} stands; shed after {waited:.3g} s",
+    ),
+    Reason.CANCELLED: (Evicted, "the ticket was withdrawn after {waited:.3g} s in line of pool {pool!r}"),
+    Reason.DISCONNECT: (Evicted, "the client left after {waited:.3g} s in line of pool {pool!r}"),
+}
+
+_NO_RETURN = frozenset({Reason.TOO_WIDE, Reason.CANCELLED, Reason.DISCONNECT})
+"""Refusals after which coming back is no use."""

@@ -86,7 +86,9 @@ class ClassStatistics:
     def count_wait(self, waited: float, predicted: float | None) -> None:
         """A waiter was granted after *waited* seconds; *predicted* is what it was told on arrival."""
         self.granted_later += 1
-        self.wait.observe(waited)
+        wait = self.wait
+        wait.counts[bisect_left(SECONDS, waited)] += 1
+        wait.sum += waited
         if predicted is not None and waited > 0:
             self.prediction.observe(predicted / waited)
 

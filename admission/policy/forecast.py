@@ -39,10 +39,13 @@ class Pace:
 
     def granted(self, now: float) -> None:
         """A waiter was granted."""
-        gap = max(0.0, now - self._last)
+        gap = now - self._last
+        if gap < 0.0:
+            gap = 0.0
         self._last = now
-        self._seen += 1
-        self._gap += (gap - self._gap) / min(self._seen, _MEMORY)
+        if self._seen < _MEMORY:
+            self._seen += 1
+        self._gap += (gap - self._gap) / self._seen
 
     @property
     def known(self) -> bool:
@@ -58,7 +61,7 @@ class Pace:
             return None
         open_for = now - self._last
         if open_for > self._gap:
-            return self._gap + (open_for - self._gap) / min(self._seen + 1, _MEMORY)
+            return self._gap + (open_for - self._gap) / self._seen
         return self._gap
 
     def rate(self, now: float) -> float | None:

@@ -1,0 +1,92 @@
+"""Tells the observers of a controller what happens to its tickets, and keeps their failures away from it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from admission.events import Event, Evicted, Granted, LimitChanged, Observer, Queued, Rejected, Released
+from admission.line import REFUSED, RUNNING, Entry, Waiter
+from admission.types import Outcome
+
+if TYPE_CHECKING:
+    from admission.controller import AdmissionController
+
+logger = logging.getLogger("admission")
+
+
+class Announcer:
+    """Builds the events. A controller without observers has none of these."""
+
+    def __init__(self, controller: AdmissionController, observers: Sequence[Observer]) -> None:
+        self._controller = controller
+        self._observers = tuple(observers)
+        self._limit = controller.limit
+        self.errors = 0
+        """Exceptions that observers raised; each was logged."""
+
+    def offered(self, entry: Entry) -> None:
+        """A newcomer was let in, stands in line or was rejected."""
+        ticket = self._controller.ticket_of(entry)
+        if entry.state is RUNNING:
+            self._tell(Granted(ticket=ticket, waited=0.0))
+        elif entry.state is REFUSED:
+            self._tell(Rejected(ticket=ticket, reason=entry.reason))
+        else:
+            self._tell(Queued(ticket=ticket, position=entry.position, predicted_wait=entry.predicted))
+
+    def decided(self, entry: Entry) -> None:
+        """A waiter was granted or evicted."""
+        ticket = self._controller.ticket_of(entry)
+        if entry.state is RUNNING:
+            self._tell(Granted(ticket=ticket, waited=ticket.waited))
+        else:
+            self._tell(Evicted(ticket=ticket, reason=entry.reason, waited=ticket.waited))
+
+    def released(self, entry: Entry, now: float, outcome: Outcome, actual_cost: float | None) -> None:
+        """A running ticket ended."""
+        ticket, ran = self._controller.ticket_of(entry), now - entry.granted_at
+        cost = entry.cost if actual_cost is None else actual_cost
+        self._tell(Released(ticket=ticket, ran=ran, outcome=outcome, actual_cost=cost))
+        self.watch_limit()
+
+    def watch_limit(self) -> None:
+        """Tell when the limit has moved since the last look."""
+        limit = self._controller.limit
+        old, self._limit = self._limit, limit
+        if old != limit:
+            self._tell(LimitChanged(pool=self._controller.name, old=old, new=limit))
+
+    def waiter(self, waiter: Waiter | None) -> Waiter:
+        """*waiter*, whose fate the observers hear of as well."""
+        return _Announced(self, waiter)
+
+    def _tell(self, event: Event) -> None:
+        for observer in self._observers:
+            try:
+                observer.observe(event)
+            except Exception:
+                self.errors += 1
+                logger.exception("observer %r failed on %s", observer, type(event).__name__)
+
+
+class _Announced:
+    """A waiter whose fate is told to the observers as well."""
+
+    __slots__ = ("_announcer", "_waiter")
+
+    def __init__(self, announcer: Announcer, waiter: Waiter | None) -> None:
+        self._announcer = announcer
+        self._waiter = waiter
+
+    def entered(self, entry: Entry) -> None:
+        """Pass it on."""
+        if self._waiter is not None:
+            self._waiter.entered(entry)
+
+    def decided(self, entry: Entry) -> None:
+        """Pass it on, then tell."""
+        if self._waiter is not None:
+            self._waiter.decided(entry)
+        self._announcer.decided(entry)
