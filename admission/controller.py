@@ -127,10 +127,14 @@ class AdmissionController:
                 refuse_hopeless=refuse_hopeless,
             )
         )
-        self._try_start = self._backend.try_start
+        self._backend.adopt(self)
         self._retry_after = retry_after
         self._top_tenants = top_tenants
         self._announcer = Announcer(self, observers) if observers else None
+        self.start_at = self._backend.try_start if self._announcer is None else self._start_and_tell
+        """`try_start` with nothing around it: `(now, rank, tenant, slots, cost)`, all of which must be right."""
+        self.finish_at = self._backend.try_finish if self._announcer is None else _never_finishes
+        """`finish` of a success at this time, if that is all there is to do: `(now, entry)`. False: call `finish`."""
         self._loop: Loop | None = None
         self.now = self._first_now
         """Monotonic seconds of the pool's event loop."""
@@ -240,12 +244,7 @@ class AdmissionController:
 
         The hot path: arguments are not checked. Hand the entry to `finish` exactly once.
         """
-        entry = self._try_start(self.now(), rank, tenant, slots, slots if cost is None else cost)
-        if entry is not None:
-            entry.pool = self
-            if self._announcer is not None:
-                self._announcer.offered(entry)
-        return entry
+        return self.start_at(self.now(), rank, tenant, slots, slots if cost is None else cost)
 
     def enqueue(
         self,
@@ -296,7 +295,6 @@ class AdmissionController:
             may_wait=may_wait,
             waiter=waiter if self._announcer is None else self._announcer.waiter(waiter),
         )
-        entry.pool = self
         if self._announcer is not None:
             self._announcer.offered(entry)
         if entry.state is RUNNING:
@@ -575,6 +573,12 @@ class AdmissionController:
         self._backend.start(new)
         return new
 
+    def _start_and_tell(self, now: float, rank: int, tenant: str, slots: int, cost: float) -> Entry | None:
+        entry = self._backend.try_start(now, rank, tenant, slots, cost)
+        if entry is not None and self._announcer is not None:
+            self._announcer.offered(entry)
+        return entry
+
     def _first_now(self) -> float:
         return self.bind().now()
 
@@ -633,6 +637,11 @@ class Sleeper:
     def decided(self, entry: Entry) -> None:
         """Get up and look."""
         self.waker.wake()
+
+
+def _never_finishes(now: float, entry: Entry) -> bool:
+    """The `finish_at` of a pool that has more to do: its observers want to know."""
+    return False
 
 
 def _as_limit(value: int | Limit) -> Limit:

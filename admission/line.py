@@ -46,7 +46,7 @@ LOBBY, WAITING, RUNNING, DONE, REFUSED = State
 class Entry:
     """A ticket as the pool keeps it while it waits and runs; `Ticket` is its frozen picture.
 
-    The core alone writes to it, but for `waiter`, `pool`, `outer` and `id`, which belong to the driver. What a ticket
+    The core alone writes to it, but for `waiter`, `outer` and `id`, which belong to the driver. What a ticket
     that ran at once never needs is set only when it has to wait: the hot path is short.
     """
 

@@ -6,7 +6,7 @@ looks.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
 from admission.types import HistogramSnapshot, Outcome, Reason
@@ -31,28 +31,54 @@ SECONDS: tuple[float, ...] = (
 )
 """Upper edges for waits and run times."""
 
+MOST_PENDING = 1000
+"""Values that wait to be sorted into a histogram at most."""
+
 POSITIONS: tuple[float, ...] = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10_000, 100_000)
 RATIOS: tuple[float, ...] = (0.1, 0.25, 0.5, 0.8, 1.0, 1.25, 2.0, 4.0, 10.0)
 
 
 class Histogram:
-    """Counts values per bucket; a value equal to an edge belongs below it."""
+    """Counts values per bucket; a value equal to an edge belongs below it.
 
-    __slots__ = ("bounds", "counts", "sum")
+    Values may also be put on `pending`, to be sorted into their buckets later: the hot path appends, and whoever reads
+    or finds too many of them calls `digest`.
+    """
+
+    __slots__ = ("_counts", "_sum", "bounds", "pending")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.sum = 0.0
+        self.pending: list[float] = []
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
 
     def observe(self, value: float) -> None:
         """Count one value."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.sum += value
+        self._counts[bisect_left(self.bounds, value)] += 1
+        self._sum += value
+
+    def digest(self) -> None:
+        """Count the pending values."""
+        pending, counts = sorted(self.pending), self._counts
+        self.pending.clear()
+        below = 0
+        for bucket, bound in enumerate(self.bounds):
+            up_to = bisect_right(pending, bound)
+            counts[bucket] += up_to - below
+            below = up_to
+        counts[-1] += len(pending) - below
+        self._sum += sum(pending)
+
+    @property
+    def count(self) -> int:
+        """How many values were seen."""
+        return sum(self._counts) + len(self.pending)
 
     def snapshot(self) -> HistogramSnapshot:
         """A frozen copy."""
-        return HistogramSnapshot(bounds=tuple(self.bounds), counts=tuple(self.counts), sum=self.sum)
+        self.digest()
+        return HistogramSnapshot(bounds=tuple(self.bounds), counts=tuple(self._counts), sum=self._sum)
 
 
 class ClassStatistics:
@@ -86,9 +112,7 @@ class ClassStatistics:
     def count_wait(self, waited: float, predicted: float | None) -> None:
         """A waiter was granted after *waited* seconds; *predicted* is what it was told on arrival."""
         self.granted_later += 1
-        wait = self.wait
-        wait.counts[bisect_left(SECONDS, waited)] += 1
-        wait.sum += waited
+        self.wait.observe(waited)
         if predicted is not None and waited > 0:
             self.prediction.observe(predicted / waited)
 
@@ -101,11 +125,11 @@ class ClassStatistics:
 
     def released(self) -> dict[Outcome, int]:
         """How admitted work ended."""
-        success = sum(self.run.counts) - self.dropped - self.ignored
+        success = self.run.count - self.dropped - self.ignored
         return {Outcome.SUCCESS: success, Outcome.DROPPED: self.dropped, Outcome.IGNORED: self.ignored}
 
     def waits(self, granted_at_once: int) -> HistogramSnapshot:
         """Waits of all that were granted, those granted at once with 0 s."""
-        counts = list(self.wait.counts)
-        counts[0] += granted_at_once
-        return HistogramSnapshot(bounds=SECONDS, counts=tuple(counts), sum=self.wait.sum)
+        wait = self.wait.snapshot()
+        counts = (wait.counts[0] + granted_at_once, *wait.counts[1:])
+        return HistogramSnapshot(bounds=wait.bounds, counts=counts, sum=wait.sum)

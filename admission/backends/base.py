@@ -23,11 +23,20 @@ class Backend(Protocol):
     `now` is monotonic seconds of that loop's clock.
     """
 
+    def adopt(self, pool: object) -> None:
+        """Put *pool* on every entry from now on."""
+
     def start(self, loop: Loop) -> None:
         """Work on this loop from now on. Called again on another loop only while nothing waits or runs."""
 
     def try_start(self, now: float, rank: int, tenant: str, slots: int, cost: float) -> Entry | None:
         """An entry that runs, if that can be said at this instant; else None, and nothing has changed."""
+
+    def try_finish(self, now: float, entry: Entry) -> bool:
+        """Release a running entry as a success at its estimated cost, if that is all there is to do.
+
+        Else False, and nothing has changed: call `release`.
+        """
 
     def offer(
         self,

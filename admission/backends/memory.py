@@ -21,6 +21,11 @@ class MemoryBackend:
         self._timer: Timer | None = None
         self._armed_for = math.inf
         self.try_start = core.try_start
+        self.try_finish = core.try_finish
+
+    def adopt(self, pool: object) -> None:
+        """Put *pool* on every entry."""
+        self._core.pool = pool
 
     def start(self, loop: Loop) -> None:
         """Use this loop's timers."""
