@@ -101,6 +101,7 @@ def _toml_lines(text: str) -> Iterator[tuple[Key, int]]:
             if found["list"]:
                 array = (*resolve(names[:-1]), names[-1])
                 lengths[array] = lengths.get(array, 0) + 1
+                yield array, number
             table = resolve(names)
             yield table, number
         elif found := _ASSIGNMENT.match(line):

@@ -120,19 +120,20 @@ class _Adaptive(_Table):
 
     @model_validator(mode="after")
     def _bounds(self) -> Self:
-        if self.least > self.most or not self.least <= self._start() <= self.most:
+        if self.least > self.most or not self.least <= self.start <= self.most:
             raise PydanticCustomError("range", "{rule}", {"rule": "least ≤ initial ≤ most must hold"})
         return self
 
     def build(self) -> Limit:
         """The limit, inside a window unless that is none."""
-        options = self.model_dump(exclude={"kind", "window", "least_samples"}) | {"initial": self._start()}
+        options = self.model_dump(exclude={"kind", "window", "least_samples"}) | {"initial": self.start}
         limit = self._kind(options)
         if self.window is None:
             return limit
         return WindowedLimit(limit, window=self.window, least_samples=self.least_samples)
 
-    def _start(self) -> int:
+    @property
+    def start(self) -> int:
         """Slots to start with: as given, or 16 as far as the bounds allow."""
         return self.initial if self.initial is not None else min(max(16, self.least), self.most)
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 from admission.config.settings import Settings
 from admission.controller import AdmissionController
+
+if TYPE_CHECKING:
+    from admission.asgi.middleware import QoSAdmission
 
 _log = logging.getLogger("admission.config")
 
@@ -26,13 +30,13 @@ def middleware_options() -> dict[str, object]:
     return options
 
 
-def serve_metrics(settings: Settings, controller: AdmissionController, *, tries: int = 1) -> None:
-    """Serve the metrics of *controller* at `metrics_port`, if it is set. Call it on the controller's event
-    loop.
+def serve_metrics(settings: Settings, shown: AdmissionController | QoSAdmission, *, tries: int = 1) -> None:
+    """Serve metrics at `metrics_port`, if it is set. Call it on the pool's event loop.
 
-    The server ends with the process. A port that is taken costs the metrics, not the service: it is logged.
+    The server ends with the process. Where it cannot start, the metrics are lost and not the service: it is logged.
 
     Args:
+        shown: The pool, or the middleware with its pool and its own counts.
         tries: Ports to try, upwards from the first: one for each process of the server.
     """
     if settings.metrics_port is None:
@@ -42,12 +46,18 @@ def serve_metrics(settings: Settings, controller: AdmissionController, *, tries:
     from admission.observability.exposition import start_metrics_server
     from admission.observability.prometheus import PoolCollector
 
-    collector = PoolCollector(controller, namespace=settings.metrics_namespace, tenants=settings.metrics_tenants)
+    collector = PoolCollector(namespace=settings.metrics_namespace, tenants=settings.metrics_tenants)
+    if isinstance(shown, AdmissionController):
+        collector.add(shown)
+    else:
+        collector.watch(shown)
+    problem: Exception | None = None
     for port in range(settings.metrics_port, settings.metrics_port + tries):
         try:
             server = start_metrics_server(port, collector, host=settings.metrics_host, registry=REGISTRY)
-        except OSError as error:
-            _log.log(logging.ERROR if tries == 1 else logging.DEBUG, "no metrics on port %d: %s", port, error)
+        except (OSError, RuntimeError) as error:
+            problem = error
         else:
             _log.info("metrics on http://%s:%d/metrics", settings.metrics_host, server.port)
             return
+    _log.error("no metrics on port %d: %s", settings.metrics_port, problem)

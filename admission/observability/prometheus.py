@@ -20,7 +20,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -41,6 +41,15 @@ class Pool(Protocol):
     """What is scraped: an `AdmissionController`, or anything else with a `Snapshot` to show."""
 
     def snapshot(self) -> Snapshot: ...
+
+
+class Middleware(Protocol):
+    """A `QoSAdmission`: its pool, and what it noticed about requests as a dataclass of counts."""
+
+    @property
+    def controller(self) -> Pool: ...
+    @property
+    def counts(self) -> object: ...
 
 
 class Executor(Protocol):
@@ -154,15 +163,21 @@ class PoolCollector(Collector):
         self.lag = lag if lag is not None else LoopLag()
         self._pools = list(pools)
         self._executors = list(executors)
+        self._middlewares: list[Middleware] = []
 
     def add(self, pool: Pool) -> None:
         """Show *pool* from the next scrape on; a pool that is shown already stays once."""
         if not any(known is pool for known in self._pools):
             self._pools.append(pool)
 
+    def watch(self, middleware: Middleware) -> None:
+        """Show a middleware's pool, and what it noticed: unknown classes, unknown keys, clients' retries …"""
+        if not any(known is middleware for known in self._middlewares):
+            self._middlewares.append(middleware)
+
     def describe(self) -> Iterable[Metric]:
         """The families without a sample: a registry compares their names and refuses a second collector."""
-        return self._families([], {}, [])
+        return self._families([], {}, [], [])
 
     def collect(self) -> Iterable[Metric]:
         """Read every pool once. Call it on the pools' event loop, or use `start_metrics_server`.
@@ -172,19 +187,28 @@ class PoolCollector(Collector):
         """
         with suppress(RuntimeError):  # No loop runs here, as when a script reads a registry: there is no lag.
             self.lag.start()
-        read = [(pool, snapshot) for pool in self._pools if (snapshot := _read(pool)) is not None]
+        read = [(pool, snapshot) for pool in self._all_pools() if (snapshot := _read(pool)) is not None]
         snapshots = [snapshot for _, snapshot in read]
         _require_distinct("pool", [snapshot.pool for snapshot in snapshots])
         executors = [executor.get_status() for executor in self._executors]
         _require_distinct("executor", [_name(status) for status in executors])
         totals = {snapshot.pool: _tenant_totals(pool) for pool, snapshot in read}
-        return self._families(snapshots, totals, executors)
+        return self._families(snapshots, totals, executors, self._middlewares)
+
+    def _all_pools(self) -> list[Pool]:
+        pools = list(self._pools)
+        for middleware in self._middlewares:
+            # Asked for every time: a middleware that is started again has a new one.
+            if not any(known is middleware.controller for known in pools):
+                pools.append(middleware.controller)
+        return pools
 
     def _families(
         self,
         snapshots: Sequence[Snapshot],
         totals: Mapping[str, Mapping[str, TenantTotals]],
         executors: Sequence[object],
+        middlewares: Sequence[Middleware],
     ) -> list[Metric]:
         prefix = f"{self.namespace}_"
         return [
@@ -197,6 +221,7 @@ class PoolCollector(Collector):
             *(_pool_gauge(prefix, series, snapshots) for series in _POOL_GAUGES),
             *_tenant_gauges(prefix, snapshots, self._tenants),
             *_tenant_counters(prefix, totals),
+            _noticed(prefix, middlewares),
             *_executor_families(f"{prefix}executor_", executors),
             self._loop_lag(prefix),
         ]
@@ -337,6 +362,17 @@ def _tenant_counters(prefix: str, totals: Mapping[str, Mapping[str, TenantTotals
             granted.add_metric([pool, tenant], total.granted)
             refused.add_metric([pool, tenant], total.refused)
     return granted, refused
+
+
+def _noticed(prefix: str, middlewares: Sequence[Middleware]) -> Metric:
+    family = CounterMetricFamily(
+        prefix + "http_requests_noticed", "Requests with something odd about them.", labels=("pool", "what")
+    )
+    for middleware in middlewares:
+        pool = str(getattr(middleware.controller, "name", ""))
+        for field in fields(middleware.counts):  # type: ignore[arg-type]  # The protocol says it is a dataclass.
+            family.add_metric([pool, field.name], getattr(middleware.counts, field.name))
+    return family
 
 
 def _name(status: Any) -> str:

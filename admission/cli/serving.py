@@ -1,0 +1,100 @@
+"""An app behind `QoSAdmission`, as each process of `admission serve` makes it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from admission.asgi.middleware import QoSAdmission
+from admission.config import Settings, serve_metrics
+from admission.observability.logging import configure_logging
+
+ASGIApp = Callable[[MutableMapping[str, Any], Any, Any], Awaitable[None]]
+
+VARIABLE = "ADMISSION_SERVE"
+"""Environment variable that carries the plan to the processes of the server."""
+
+
+class AppNotFound(Exception):
+    """There is no such app; the message names what was tried."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to serve, for one process. Options are keywords of `Settings`, without secrets."""
+
+    app: str
+    factory: bool
+    processes: int
+    options: dict[str, Any]
+
+    def hand_down(self) -> None:
+        """Leave the plan for `create_app`, in this process or in one it starts."""
+        os.environ[VARIABLE] = json.dumps(asdict(self))
+
+
+def create_app() -> ASGIApp:
+    """The app of the plan behind its own middleware; called once in each process."""
+    plan = Plan(**json.loads(os.environ[VARIABLE]))
+    settings = Settings(**plan.options)
+    configure_logging(settings.log_format)
+    found = find_app(plan.app)
+    app: ASGIApp = found() if plan.factory else found
+    middleware = QoSAdmission(app, **settings.middleware_options())  # type: ignore[arg-type]  # One value, many types.
+    return _Served(middleware, settings, plan.processes)
+
+
+class _Served:
+    """The middleware, and the metrics server beside it, which needs the running event loop of the first call."""
+
+    def __init__(self, middleware: QoSAdmission, settings: Settings, processes: int) -> None:
+        self._middleware = middleware
+        self._settings = settings
+        self._processes = processes
+        self._begun = False
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        if not self._begun:
+            self._begun = True
+            serve_metrics(self._settings, self._middleware, tries=self._processes)
+        await self._middleware(scope, receive, send)
+
+
+def find_app(name: str) -> Callable[..., Any]:
+    """The ASGI app, or the function that makes one, that *name* means: `module:app`, `package.module:holder.app`.
+
+    Raises:
+        AppNotFound: There is no such module or no such name in it; or what is there cannot be called.
+    """
+    module_name, colon, attribute = name.partition(":")
+    if not (module_name and colon and attribute):
+        raise AppNotFound(f"{name!r} names no app: write it as module:app, such as main:app")
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            raise  # The module is there and needs another one that is not: its own traceback says it best.
+        raise AppNotFound(
+            f"there is no module {error.name!r}: tried to import {module_name!r} from {os.getcwd()} and the installed "
+            "packages"
+        ) from None
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise AppNotFound(f"module {module_name!r} has no {attribute!r}{_apps_in(found)}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise AppNotFound(f"{name!r} is {type(found).__name__}: an ASGI app can be called")
+    return found  # type: ignore[no-any-return]  # Whatever can be called may be one.
+
+
+def _apps_in(module: object) -> str:
+    """Names that may have been meant."""
+    likely = [name for name in ("app", "application", "api", "create_app") if hasattr(module, name)]
+    return f"; it has {', '.join(likely)}" if likely else ""
