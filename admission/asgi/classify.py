@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hmac import compare_digest
 from typing import Any, Literal, Protocol
@@ -163,7 +163,7 @@ class PathRule:
     cost: float | None = None
     slots: int = 1
     max_wait: float | None = None
-    known: dict[tuple[tuple[bytes, bytes], ...], Verdict] = field(default_factory=dict, repr=False)
+    known: dict[tuple[bytes, ...], Verdict] = field(default_factory=dict, repr=False)
 
 
 class Classifier:
@@ -239,8 +239,8 @@ class Classifier:
             path = path.rpartition("/")[0]
         return self._below.get("", self.anywhere)
 
-    def verdict(self, rule: PathRule, fields: tuple[tuple[bytes, bytes], ...], scope: Scope) -> Verdict:
-        """What the relevant header *fields* mean under *rule*."""
+    def verdict(self, rule: PathRule, fields: tuple[bytes, ...], scope: Scope) -> Verdict:
+        """What the relevant header *fields* (name, value, name, value …) mean under *rule*."""
         verdict = self._work_out(rule, fields)
         if self._by_address is not None and not verdict.tenant:
             headers: Headers = scope["headers"]
@@ -268,7 +268,7 @@ class Classifier:
 
     # ------------------------------------------------------------------ one set of header fields
 
-    def _work_out(self, rule: PathRule, fields: tuple[tuple[bytes, bytes], ...]) -> Verdict:
+    def _work_out(self, rule: PathRule, fields: tuple[bytes, ...]) -> Verdict:
         reader = _Fields(fields, self.counts)
         tenant, allowed = self._caller(reader)
         if rule.rank is not None:
@@ -380,14 +380,14 @@ class Classifier:
 class _Fields:
     """Header fields of one request, read with suspicion."""
 
-    def __init__(self, fields: Iterable[tuple[bytes, bytes]], counts: RequestCounts) -> None:
+    def __init__(self, fields: Sequence[bytes], counts: RequestCounts) -> None:
         self._counts = counts
         self._values: dict[bytes, bytes | None] = {}
         self.sound = True
         """False when something made no sense."""
         self.size = 0
         """Bytes of all values."""
-        for name, value in fields:
+        for name, value in zip(fields[::2], fields[1::2], strict=True):
             self.size += len(value)
             if name in self._values:
                 self._values[name] = None  # Two answers are none.

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from admission.asgi.body import ByteBudget, Receive, Send
 from admission.asgi.options import Options
 from admission.asgi.responses import Header, Refusals, admitted_headers
 from admission.controller import AdmissionController
-from admission.line import DONE, Entry
+from admission.line import RUNNING, Entry
+from admission.permit import controller_of
 
 ASGIApp = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+
+MARK = "admission.entry"
+"""Key of the scope under which the entry is kept that a request runs on.
+
+The context variable would not do to tell whether a slot is held: servers may start a pipelined request in the
+context of the one before it."""
 
 
 class Desk:
@@ -38,10 +46,6 @@ class Desk:
     @controller.setter
     def controller(self, controller: AdmissionController) -> None:
         self._controller = controller
-        self.mark = f"admission.entry.{controller.name}"
-        """Key of the scope under which a second middleware of the same pool finds that a slot is held already.
-
-        The context variable would not do: servers may start a pipelined request in the context of the one before it."""
         self.names = [c.name for c in controller.classes]
         self.at_once: list[list[Header]] = [
             admitted_headers(priority=name, position=0, waited=0.0) if self.options["response_headers"] else []
@@ -49,10 +53,13 @@ class Desk:
         ]
         """Response headers of those that did not wait, by rank."""
 
-    def holds(self, scope: Mapping[str, Any]) -> bool:
-        """Whether a middleware further out has taken a slot of this pool for this request."""
-        entry = scope.get(self.mark)
-        return entry is not None and entry.state is not DONE
+    def holds(self, entry: Entry | None) -> bool:
+        """Whether *entry*, the mark of a scope, or one further out is a running one of this pool."""
+        while entry is not None:
+            if entry.state is RUNNING and controller_of(entry).name == self._controller.name:
+                return True
+            entry = entry.outer
+        return False
 
     def waited_headers(self, entry: Entry) -> list[Header]:
         """Response headers of one that did."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import MutableMapping
 from inspect import isawaitable
+from itertools import chain
 from typing import Any, Unpack, cast
 
 from admission.asgi.body import Message, Receive, Send, replaying
@@ -18,9 +19,9 @@ from admission.asgi.classify import (
     normalised,
     route_path,
 )
-from admission.asgi.desk import ASGIApp, Desk
+from admission.asgi.desk import MARK, ASGIApp, Desk
 from admission.asgi.options import Options, PoolOptions, pool_options, resolve
-from admission.asgi.serving import serve
+from admission.asgi.serving import Exchange
 from admission.asgi.shutdown import SignalHook, server_connection_limit
 from admission.asgi.status import StatusPages
 from admission.asgi.visit import Visit
@@ -125,11 +126,15 @@ class QoSAdmission:
         if rule is _STATUS:
             await self._status(scope, receive, send, path)
             return
-        if rule is _EXEMPT or method in self._exempt_methods or (desk.mark in scope and desk.holds(scope)):
+        if rule is _EXEMPT or method in self._exempt_methods or (MARK in scope and desk.holds(scope[MARK])):
             await self.app(scope, receive, send)
             return
+        # One pass over the raw headers: names and values of those that decide something, end to end.
+        fields: tuple[bytes, ...] = ()
         relevant = self._relevant
-        fields = tuple([field for field in scope["headers"] if field[0] in relevant])
+        for field in scope["headers"]:
+            if field[0] in relevant:
+                fields += field
         verdict = rule.known.get(fields)
         if verdict is None or verdict.retry or self._own_classify is not None:
             verdict = await self._verdict(rule, fields, scope)
@@ -148,13 +153,22 @@ class QoSAdmission:
             if entry is not None:
                 if first is not None:
                     receive = replaying(first, receive)
-                await serve(desk, self.app, scope, receive, send, entry, desk.at_once[verdict.rank])
+                # `serve`, spelt out: a coroutine more would be felt here.
+                exchange = Exchange(desk, send, entry, desk.at_once[verdict.rank])
+                exchange.begin(scope)
+                try:
+                    await self.app(scope, receive, exchange.send)
+                except BaseException as error:
+                    if not await exchange.answered(error, scope):
+                        raise
+                finally:
+                    exchange.end()
                 return
         await Visit(desk, self.app, scope, receive, send, verdict, first).run()
 
     # ------------------------------------------------------------------ who asks
 
-    async def _verdict(self, rule: PathRule, fields: tuple[tuple[bytes, bytes], ...], scope: Scope) -> Verdict:
+    async def _verdict(self, rule: PathRule, fields: tuple[bytes, ...], scope: Scope) -> Verdict:
         """What the rules say, then what your own callable does."""
         verdict = rule.known.get(fields) or self._classifier.verdict(rule, fields, scope)
         if verdict.retry:
@@ -197,10 +211,10 @@ class QoSAdmission:
             self._begin(receive)
         path = route_path(scope)
         rule = self._rules.get(path) or self._rule(path)
-        if rule is _EXEMPT or rule is _STATUS or self._desk.holds(scope):
+        if rule is _EXEMPT or rule is _STATUS or self._desk.holds(scope.get(MARK)):
             await self.app(scope, receive, send)
             return
-        fields = tuple(field for field in scope["headers"] if field[0] in self._relevant)
+        fields = tuple(chain.from_iterable(field for field in scope["headers"] if field[0] in self._relevant))
         verdict = await self._verdict(rule, fields, scope)
         if self._options["mode"] == "shadow":
             await serve_websocket_in_shadow(self._desk, self.app, scope, receive, send, verdict)

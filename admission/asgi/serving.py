@@ -2,25 +2,126 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, MutableMapping
+from collections.abc import Awaitable, Mapping, MutableMapping
 from typing import Any
 
 import anyio
 
 from admission.asgi.body import Message, Receive, Send
-from admission.asgi.desk import ASGIApp, Desk
+from admission.asgi.classify import Scope
+from admission.asgi.desk import MARK, ASGIApp, Desk
 from admission.asgi.responses import Header
-from admission.controller import AdmissionController
 from admission.errors import Evicted, Rejected
 from admission.line import RUNNING, Entry
-from admission.permit import hold, unhold
+from admission.permit import hold_for_task
 from admission.types import Outcome
 
-OVERLOADED = frozenset({429, 503, 504})
-"""Statuses by which an app says that what stands behind it is overloaded: adaptive limits shrink on them."""
+_OUTCOMES: Mapping[int | None, Outcome] = {
+    429: Outcome.DROPPED,
+    503: Outcome.DROPPED,
+    504: Outcome.DROPPED,
+    500: Outcome.IGNORED,
+}
+"""What a status teaches an adaptive limit, if it is not a success: by these an app says that what stands behind it is
+overloaded, or that it failed for reasons of its own."""
 
 BIG_MESSAGE = 65536
 """Bytes from which on even a single body message may have to wait for its reader."""
+
+
+class Exchange:
+    """One response on its way out, and the slots that go back when it is over.
+
+        exchange = Exchange(desk, send, entry, headers)
+        exchange.begin(scope)
+        try:
+            await app(scope, receive, exchange.send)
+        except BaseException as error:
+            if not await exchange.answered(error, scope):
+                raise
+        finally:
+            exchange.end()
+
+    The slots are held until the app has returned: giving them back when the response starts would let any number of
+    streams run at once. This is on the hot path, so `serve` and the middleware both spell the above out.
+    """
+
+    __slots__ = ("_desk", "_entry", "_first_byte_at", "_headers", "_send", "_status")
+
+    def __init__(self, desk: Desk, send: Send, entry: Entry, headers: list[Header]) -> None:
+        self._desk = desk
+        self._send = send
+        self._entry = entry
+        self._headers = headers
+        self._status: int | None = None
+        """Of the response, once it has started; what it would have been for an app that failed."""
+        self._first_byte_at: float | None = None
+
+    def begin(self, scope: MutableMapping[str, Any]) -> None:
+        """Let the app, and what it calls, see whose slots it runs on."""
+        entry = self._entry
+        entry.outer = scope.get(MARK)
+        scope[MARK] = entry
+        hold_for_task(entry)
+
+    def send(self, message: Message) -> Awaitable[None]:
+        """The app's `send`.
+
+        A plain function: what it returns is the server's own awaitable, so no coroutine is made for a message.
+        """
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            # A copy: apps may send the same message for every request.
+            message = {**message}
+            message["headers"] = [*message.get("headers", ()), *self._headers]
+        elif message.get("more_body"):
+            return self._send_part(message)
+        elif self._desk.last_byte or len(message.get("body", b"")) > BIG_MESSAGE:
+            return self._send_whole(message)
+        return self._send(message)
+
+    def _send_part(self, message: Message) -> Awaitable[None]:
+        desk = self._desk
+        if self._first_byte_at is None:
+            self._first_byte_at = desk.controller.now()
+        return self._send(message) if desk.stall_timeout is None else self._send_in_time(message, desk.stall_timeout)
+
+    async def _send_whole(self, message: Message) -> None:
+        if self._desk.stall_timeout is None:
+            await self._send(message)
+        else:
+            await self._send_in_time(message, self._desk.stall_timeout)
+        if self._desk.last_byte and message["type"] == "http.response.body":
+            self.end()
+
+    async def _send_in_time(self, message: Message, seconds: float) -> None:
+        """Send, but give up on a reader that takes nothing for *seconds*, as if the connection were lost."""
+        with anyio.move_on_after(seconds) as scope:
+            await self._send(message)
+        if scope.cancelled_caught:
+            raise ConnectionAbortedError(f"the client read nothing for {seconds:g} s")
+
+    async def answered(self, error: BaseException, scope: Scope) -> bool:
+        """Whether what the app raised could be answered, and was; else it must be raised on.
+
+        A refusal the app did not catch (an executor behind it was full) gets the same answer as one from here.
+        """
+        if isinstance(error, Rejected | Evicted) and self._status is None:
+            self._status = 429
+            name = self._desk.names[self._entry.rank]
+            await self._desk.refusals.answer(error, scope["headers"], priority=name).send(self._send)
+            return True
+        # A timeout speaks of overload; a fault, a lost client or a cancellation says nothing about load.
+        self._status = 504 if isinstance(error, TimeoutError) else 500
+        return False
+
+    def end(self) -> None:
+        """Give the slots back, unless that was done: the app may have, to settle the cost, or the last byte has."""
+        entry = self._entry
+        if entry.state is RUNNING:
+            first_byte_at = self._first_byte_at
+            rtt = None if first_byte_at is None else first_byte_at - entry.granted_at
+            self._desk.controller.finish(entry, _OUTCOMES.get(self._status, Outcome.SUCCESS), None, rtt)
 
 
 async def serve(
@@ -32,83 +133,13 @@ async def serve(
     entry: Entry,
     headers: list[Header],
 ) -> None:
-    """Run *app*, add *headers* to its response, and give the slots of *entry* back.
-
-    They are held until the app has returned: releasing when the response starts would let any number of streams run
-    at once. A refusal that the app itself did not catch (an executor behind it was full) becomes the same
-    answer as a refusal here, unless the response has begun.
-    """
-    controller = desk.controller
-    outcome = Outcome.SUCCESS
-    started = False
-    first_byte_at: float | None = None
-
-    # A plain function: what it returns is the server's own awaitable, so no coroutine is made for a message.
-    def answer(message: Message) -> Awaitable[None]:
-        nonlocal outcome, started, first_byte_at
-        kind = message["type"]
-        if kind == "http.response.start":
-            started = True
-            if message["status"] in OVERLOADED:
-                outcome = Outcome.DROPPED
-            # A copy: apps may send the same message for every request.
-            message = {**message, "headers": [*message.get("headers", ()), *headers]}
-        elif kind == "http.response.body":
-            if message.get("more_body", False):
-                if first_byte_at is None:
-                    first_byte_at = controller.now()
-                if desk.stall_timeout is not None:
-                    return _send_in_time(send, message, desk.stall_timeout)
-            elif desk.last_byte:
-                return _send_last(desk, send, message, entry, outcome, first_byte_at)
-            elif len(message.get("body", b"")) > BIG_MESSAGE and desk.stall_timeout is not None:
-                return _send_in_time(send, message, desk.stall_timeout)
-        return send(message)
-
-    scope[desk.mark] = entry
-    token = hold(entry)
+    """Run *app*, add *headers* to its response, and give the slots of *entry* back. See `Exchange`."""
+    exchange = Exchange(desk, send, entry, headers)
+    exchange.begin(scope)
     try:
-        await app(scope, receive, answer)
-    except (Rejected, Evicted) as refusal:
-        outcome = Outcome.DROPPED
-        if started:
-            raise
-        name = desk.names[entry.rank]
-        await desk.refusals.answer(refusal, scope["headers"], priority=name).send(send)
+        await app(scope, receive, exchange.send)
     except BaseException as error:
-        outcome = outcome_of(error)
-        raise
+        if not await exchange.answered(error, scope):
+            raise
     finally:
-        unhold(token)
-        give_back(controller, entry, outcome, first_byte_at)
-
-
-def give_back(
-    controller: AdmissionController, entry: Entry, outcome: Outcome, first_byte_at: float | None = None
-) -> None:
-    """Release *entry* unless that was done: the app may have, to settle the cost, or its last byte has."""
-    if entry.state is RUNNING:
-        controller.finish(entry, outcome, None, None if first_byte_at is None else first_byte_at - entry.granted_at)
-
-
-def outcome_of(error: BaseException) -> Outcome:
-    """A timeout speaks of overload; a fault, a lost client or a cancellation says nothing about load."""
-    return Outcome.DROPPED if isinstance(error, TimeoutError) else Outcome.IGNORED
-
-
-async def _send_last(
-    desk: Desk, send: Send, message: Message, entry: Entry, outcome: Outcome, first_byte_at: float | None
-) -> None:
-    if desk.stall_timeout is None:
-        await send(message)
-    else:
-        await _send_in_time(send, message, desk.stall_timeout)
-    give_back(desk.controller, entry, outcome, first_byte_at)
-
-
-async def _send_in_time(send: Send, message: Message, seconds: float) -> None:
-    """Send, but give up on a reader that takes nothing for *seconds*: the app gets what a lost connection raises."""
-    with anyio.move_on_after(seconds) as scope:
-        await send(message)
-    if scope.cancelled_caught:
-        raise ConnectionAbortedError(f"the client read nothing for {seconds:g} s")
+        exchange.end()

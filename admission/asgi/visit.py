@@ -20,7 +20,7 @@ from admission.asgi.classify import Verdict
 from admission.asgi.desk import ASGIApp, Desk
 from admission.asgi.place import Place
 from admission.asgi.responses import Header, Refusal, json_answer
-from admission.asgi.serving import give_back, serve
+from admission.asgi.serving import serve
 from admission.asgi.streams import QueueComments, wants_events
 from admission.errors import Evicted, Rejected
 from admission.line import RUNNING, Entry
@@ -113,8 +113,8 @@ class Visit:
         try:
             await self._serve(entry, headers, receive)
         finally:
-            # Does nothing where `serve` has got as far as to do it.
-            give_back(self._controller, entry, Outcome.IGNORED)
+            if entry.state is RUNNING:  # `serve` was not reached.
+                self._controller.finish(entry, Outcome.IGNORED)
 
     # ------------------------------------------------------------------ waiting
 

@@ -9,13 +9,12 @@ import anyio
 
 from admission.asgi.body import Message, Receive, Send, Spool
 from admission.asgi.classify import Verdict
-from admission.asgi.desk import ASGIApp, Desk
+from admission.asgi.desk import MARK, ASGIApp, Desk
 from admission.asgi.place import Place
 from admission.asgi.responses import Header, Refusal
-from admission.asgi.serving import give_back, outcome_of
 from admission.errors import Evicted, Rejected
-from admission.line import Entry
-from admission.permit import hold, unhold
+from admission.line import RUNNING, Entry
+from admission.permit import hold_for_task
 from admission.types import Outcome
 
 TRY_AGAIN_LATER = 1013
@@ -102,17 +101,14 @@ async def _serve(
         return send(message)
 
     # How long a connection lasts says nothing about load, so its end teaches an adaptive limit nothing.
-    outcome = Outcome.IGNORED
-    scope[desk.mark] = entry
-    token = hold(entry)
+    entry.outer = scope.get(MARK)
+    scope[MARK] = entry
+    hold_for_task(entry)
     try:
         await app(scope, receive, answer)
-    except BaseException as error:
-        outcome = outcome_of(error)
-        raise
     finally:
-        unhold(token)
-        give_back(desk.controller, entry, outcome)
+        if entry.state is RUNNING:
+            desk.controller.finish(entry, Outcome.IGNORED)
 
 
 async def _deny(desk: Desk, scope: MutableMapping[str, Any], receive: Receive, send: Send, refusal: Refusal) -> None:
