@@ -61,7 +61,7 @@ class LogObserver:
             return
         fields: Fields = {"event": type(event).__name__.lower()}
         if isinstance(event, LimitChanged):
-            fields |= {"pool": event.pool, "old": event.old, "new": event.new}
+            fields |= {"event": "limit-changed", "pool": event.pool, "old": event.old, "new": event.new}
         else:
             if level == logging.INFO and not self._may_write(_when(event)):
                 return

@@ -55,7 +55,7 @@ def test_every_event_is_one_json_object(stream: io.StringIO) -> None:
     """At DEBUG the whole course of a ticket is there, with the event's numbers as numbers."""
     lines = [json.loads(line) for line in written(stream, JsonFormatter(), logging.DEBUG, *ALL_EVENTS)]
     assert [line["event"] for line in lines] == [
-        "queued", "granted", "released", "rejected", "evicted", "limitchanged",
+        "queued", "granted", "released", "rejected", "evicted", "limit-changed",
     ]  # fmt: skip
     assert lines[2] | {"time": ""} == {
         "time": "",
@@ -75,7 +75,7 @@ def test_every_event_is_one_json_object(stream: io.StringIO) -> None:
 def test_at_info_only_refusals_and_the_limit_are_written(stream: io.StringIO) -> None:
     """A healthy server writes nothing per request."""
     lines = [json.loads(line) for line in written(stream, JsonFormatter(), logging.INFO, *ALL_EVENTS)]
-    assert [line["event"] for line in lines] == ["rejected", "evicted", "limitchanged"]
+    assert [line["event"] for line in lines] == ["rejected", "evicted", "limit-changed"]
 
 
 def test_text_is_one_line_with_the_fields_behind(stream: io.StringIO) -> None:

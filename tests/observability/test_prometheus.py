@@ -4,22 +4,36 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import anyio
 import pytest
 from pools import BUSY_CLASS, IDLE_CLASS, POOL, FakeExecutor, FakePool, Totals
 from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import Metric
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from admission.asgi.middleware import QoSAdmission
 from admission.controller import AdmissionController
+from admission.errors import QueueFull
 from admission.observability.prometheus import PoolCollector
 from admission.types import TenantSnapshot
+
+
+class Still:
+    """What a collector says at one instant: two formats of it can be compared."""
+
+    def __init__(self, collector: PoolCollector) -> None:
+        self._families = list(collector.collect())
+
+    def collect(self) -> list[Metric]:
+        return self._families
 
 
 def scrape(collector: PoolCollector) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
     """Every sample of one scrape, after both parsers agreed to it."""
     registry = CollectorRegistry()
-    registry.register(collector)
+    registry.register(Still(collector))
     samples: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
     for family in parse_text(generate_latest(registry).decode()):
         for sample in family.samples:
@@ -241,3 +255,42 @@ def test_a_slot_held_is_not_a_request_running() -> None:
     collector = PoolCollector(FakePool(wide))
     assert value(collector, "admission_queue_active_workers") == 2
     assert value(collector, "admission_in_flight_slots", priority="batch") == 8
+
+
+@pytest.mark.anyio
+async def test_a_real_pool_and_its_middleware_are_shown() -> None:
+    """From arrival to refusal on a real controller; a middleware adds what it noticed about requests."""
+    controller = AdmissionController(max_concurrency=1, max_queue_size=1)
+    collector = PoolCollector(controller)
+    collector.watch(QoSAdmission(nowhere, controller=controller))
+    running = controller.acquire_nowait()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(controller.acquire)
+        await anyio.wait_all_tasks_blocked()
+        with pytest.raises(QueueFull):
+            await controller.acquire()
+        assert value(collector, "admission_queue_size", priority="normal") == 1
+        assert value(collector, "admission_queue_active_workers") == 1
+        refused = {"priority": "normal", "reason": "rejected-queue-full"}
+        assert value(collector, "admission_queue_requests_rejected_total", **refused) == 1
+        running.release()
+    assert value(collector, "admission_queue_requests_total", priority="normal") == 3
+    assert value(collector, "admission_queue_wait_time_seconds_count", priority="normal") == 2
+    assert value(collector, "admission_queue_position_bucket", priority="normal", le="1.0") == 1
+    assert value(collector, "admission_run_time_seconds_count", priority="normal") == 1
+    assert value(collector, "admission_http_requests_noticed_total", what="unknown_class") == 0
+    collector.lag.stop()
+
+
+async def nowhere(scope: object, receive: object, send: object) -> None:
+    """An app that is never called."""
+
+
+@pytest.mark.anyio
+async def test_the_first_scrape_on_a_loop_starts_sampling_its_lag() -> None:
+    """Nobody has to think of it."""
+    collector = PoolCollector()
+    assert collector.lag._loop is None
+    scrape(collector)
+    assert collector.lag._loop is not None
+    collector.lag.stop()
