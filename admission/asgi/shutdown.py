@@ -36,12 +36,13 @@ class SignalHook:
 
     def install(self) -> bool:
         """Hook in. False where no signal can be heard: outside the main thread, or with nobody handling them."""
-        if threading.current_thread() is not threading.main_thread():
+        if threading.current_thread() is not threading.main_thread() or not callable(signal.getsignal(signal.SIGTERM)):
+            # A handler of SIGINT alone is an event loop's or a debugger's: no server is in charge.
             return False
         self._loop = running_loop()
         for number in SIGNALS:
             there = signal.getsignal(number)
-            # Python's own SIGINT handler raises KeyboardInterrupt: no server is in charge, so there is no drain.
+            # Python's own SIGINT handler raises KeyboardInterrupt, which ends the loop that would have to drain.
             if callable(there) and there is not signal.default_int_handler and number not in self._chained:
                 self._chained[number] = there
                 signal.signal(number, self._handler)
