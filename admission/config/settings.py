@@ -162,6 +162,8 @@ class Settings(BaseSettings):
             backpressure_mode="reject" if self.mode == "shadow" else self.mode,
             classes=self.build_classes(),
             observers=[*self._own_observers(), *observers],
+            # Tenants can only be shown by name if the pool knows their names.
+            top_tenants=max(self.top_tenants, self.metrics_tenants),
             **self.model_dump(include=_CONTROLLER_OPTIONS),
         )
 
@@ -187,7 +189,7 @@ class Settings(BaseSettings):
         return observers
 
 
-_CONTROLLER_OPTIONS = set(PoolOptions.__annotations__) - {"max_concurrency", "classes"}
+_CONTROLLER_OPTIONS = set(PoolOptions.__annotations__) - {"max_concurrency", "classes", "top_tenants"}
 _HTTP_OPTIONS = set(Options.__annotations__) - set(PoolOptions.__annotations__) - {"classify", "mode"}
 
 

@@ -137,10 +137,9 @@ class PoolCollector(Collector):
         pools: Controllers to read; their names must differ, for the name is the label `pool`.
         executors: `QueuedExecutor`s whose workers are shown too.
         namespace: First word of every metric's name.
-        tenants: The busiest tenants that get series of their own, 0 … 1000; all others are `other`. 0: no
-        tenant is
-            named. Clients may be able to choose tenants, and every series costs memory here and at
-            Prometheus.
+        tenants: The busiest tenants that get series of their own, 0 … 1000; all others are `other`. 0: no tenant
+            is named. A pool knows no more of them than its own `top_tenants`. Clients may be able to choose
+            tenants, and every series costs memory here and at Prometheus.
         lag: Sampler of the event loop's lag. The first scrape on an event loop starts it there.
 
     Raises:

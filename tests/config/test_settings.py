@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -175,6 +177,14 @@ async def test_a_controller_is_as_the_settings_say() -> None:
 
 
 @pytest.mark.anyio
+async def test_tenants_in_the_metrics_are_tenants_in_the_snapshot() -> None:
+    """One option is enough: the pool keeps as many names as the metrics show."""
+    controller = Settings(metrics_tenants=5).build_controller()
+    controller.acquire_nowait(tenant="acme")
+    assert [seen.tenant for seen in controller.snapshot().tenants] == ["acme"]
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("kind", ["aimd", "gradient", "vegas"])
 async def test_a_limit_table_makes_the_limit_adapt(kind: str) -> None:
     """It starts inside its bounds, whatever its default."""
@@ -247,3 +257,24 @@ def test_options_of_the_module_are_those_of_the_settings(monkeypatch: pytest.Mon
     """The function the middleware calls is `Settings` and nothing more."""
     monkeypatch.setenv("ADMISSION_REFUSAL_STATUS", "503")
     assert middleware_options()["refusal_status"] == 503
+
+
+def test_settings_need_no_extra() -> None:
+    """With the core installed alone, everything but YAML, metrics and traces works; asked for, they name themselves."""
+    script = """
+import sys
+for package in ("yaml", "prometheus_client", "opentelemetry", "click", "rich", "uvicorn", "trio"):
+    sys.modules[package] = None
+from admission.config import Settings, SettingsError
+Settings(log_events=True).build_controller()
+try:
+    Settings(config="admission.yaml")
+except SettingsError as error:
+    print(error)
+"""
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, cwd=EXAMPLES, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "YAML files need the extra: pip install 'admission[yaml]'" in done.stdout
