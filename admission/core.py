@@ -689,7 +689,8 @@ class Core:
         codel.tick(now)
         while codel.overloaded and state.line.queued:
             oldest = state.line.oldest()
-            if now - oldest.arrival < codel.oldest_allowed:
+            # The very sum of `next_event`: a difference rounds otherwise, and the timer would ring for nothing for ever.
+            if now < oldest.arrival + codel.oldest_allowed:
                 break
             self._evict(oldest, Reason.CODEL, now)
             evicted.append(oldest)
@@ -697,7 +698,10 @@ class Core:
     # ------------------------------------------------------------------ the limit
 
     def _learn(self, now: float, entry: Entry, outcome: Outcome, rtt: float) -> None:
-        self._limit.observe(Sample(rtt=rtt, in_flight=entry.in_flight, outcome=outcome, now=now))
+        in_flight = getattr(entry, "in_flight", None)
+        if in_flight is None:
+            return  # Granted under a fixed limit, which has been replaced since: nobody noted the load it met.
+        self._limit.observe(Sample(rtt=rtt, in_flight=in_flight, outcome=outcome, now=now))
         if self._limit.slots != self.limit:
             self._set_limit(self._limit.slots)
 

@@ -7,7 +7,6 @@ a starved class full of cancelled waiters would otherwise never be cleaned.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import Protocol
@@ -129,7 +128,8 @@ class ClassLine:
 
     def __init__(self, *, by_age: bool) -> None:
         self.order: RankedList[tuple[int, int, Entry]] = RankedList()
-        self.arrivals: OrderedDict[int, Entry] | None = OrderedDict() if by_age else None
+        # Ordered by number, not by entry: what moves up from the lobby may be older than what is in line already.
+        self.arrivals: RankedList[tuple[int, Entry]] | None = RankedList() if by_age else None
         self.queued = 0
         """How many wait here."""
 
@@ -142,9 +142,9 @@ class ClassLine:
         return self.order.last()[2]
 
     def oldest(self) -> Entry:
-        """Who has waited longest; O(n) unless kept by age. Raises StopIteration or ValueError on an empty line."""
+        """Who has waited longest; O(n) unless kept by age. Raises IndexError or ValueError on an empty line."""
         if self.arrivals is not None:
-            return next(iter(self.arrivals.values()))
+            return self.arrivals.first()[1]
         return min(self.entries(), key=lambda entry: entry.number)
 
     def before(self, entry: Entry) -> int:
@@ -171,7 +171,7 @@ class Line:
         line = self.classes[entry.rank]
         line.order.add((entry.start, entry.number, entry))
         if line.arrivals is not None:
-            line.arrivals[entry.number] = entry
+            line.arrivals.add((entry.number, entry))
         line.queued += 1
         self.queued += 1
 
@@ -180,7 +180,7 @@ class Line:
         line = self.classes[entry.rank]
         line.order.remove((entry.start, entry.number, entry))
         if line.arrivals is not None:
-            del line.arrivals[entry.number]
+            line.arrivals.remove((entry.number, entry))
         line.queued -= 1
         self.queued -= 1
 

@@ -92,7 +92,8 @@ class Share:
         """The rule that keeps a ticket of this many slots from starting now, by name; None when none does."""
         if self.paused:
             return "class-paused"
-        if self.held and self.held + slots > self.cap:
+        # A ceiling of 1 is the pool's own limit: a head too wide for it is not passed over, it stops the pump.
+        if self.held and self.held + slots > self.cap and self.rules.ceiling < 1:
             return "class-ceiling"
         if self.start_interval is not None and now < self.start_due():
             return "start-rate"

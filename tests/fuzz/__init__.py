@@ -1,0 +1,1 @@
+"""Randomised interleavings of everything that can happen to a ticket: `python -m tests.fuzz`."""
