@@ -15,7 +15,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
-_FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^(?P=indent)```", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(
+    r"^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^(?P=indent)```", re.DOTALL | re.MULTILINE
+)
 _MARK = re.compile(r"<!-- run: no(?P<why>[^>]*)-->\s*\Z")
 
 
@@ -47,7 +49,9 @@ def pages() -> list[Path]:
 
 def fences(*languages: str) -> list[Fence]:
     """Every block in one of these languages."""
-    return [fence for page in pages() for fence in in_text(page, page.read_text("utf-8")) if fence.language in languages]
+    return [
+        fence for page in pages() for fence in in_text(page, page.read_text("utf-8")) if fence.language in languages
+    ]
 
 
 def in_text(path: Path, text: str) -> Iterator[Fence]:
