@@ -1,0 +1,73 @@
+"""The servers of one benchmark: all started at once, each measured in its turn, all ended at the end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.report import Report
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running contender."""
+
+    port: int
+    process: subprocess.Popen[str]
+
+    def cpu_seconds(self) -> float:
+        """User and system time it has used so far."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline()) / 1e9
+
+
+@contextmanager
+def serving(
+    report: Report, names: Sequence[str], *, limit: int, queue: int, work: bool = False
+) -> Iterator[dict[str, Server]]:
+    """Every contender that can be imported here, by name; the others are reported."""
+    processes: dict[str, subprocess.Popen[str]] = {}
+    try:
+        for name in names:
+            command = [sys.executable, "-m", "tests.benchmarks.server", name]
+            command += [f"--limit={limit}", f"--queue={queue}", *(["--work"] if work else [])]
+            processes[name] = subprocess.Popen(
+                command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+        servers: dict[str, Server] = {}
+        for name, process in processes.items():
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            said: dict[str, Any] = json.loads(line) if line else {"absent": "its server did not start"}
+            if "port" in said:
+                servers[name] = Server(said["port"], process)
+            else:
+                report.missing(name, said["absent"])
+        yield servers
+    finally:
+        for process in processes.values():
+            end(process)
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Let it go by itself, and see to it that it does."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.close()
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    process.stdout.close()

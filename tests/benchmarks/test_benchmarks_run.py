@@ -1,0 +1,88 @@
+"""The benchmarks run and say what they found; what that is, is not tested."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks.__main__ import main
+from tests.benchmarks.load import Load
+from tests.benchmarks.report import Plan, Report
+
+
+def quick(name: str) -> Report:
+    """A quick run of one benchmark."""
+    return main([name, "--quick", "--rounds", "1"])
+
+
+def test_core_benchmark_tells_cost_position_and_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    """`core` prints a row for each line length and judges its three targets."""
+    report = quick("core")
+    printed = capsys.readouterr().out
+    assert "10 waiting, 10 tenants" in printed
+    assert "1,000 tenants, 4 classes" in printed
+    assert [claim.what.partition(" at")[0] for claim in report.claims] == [
+        "core: offer + release",
+        "core: position",
+        "core: memory of a waiting ticket, 5,000 waiting",
+    ]
+
+
+def test_wakeup_benchmark_tells_both_event_loops(capsys: pytest.CaptureFixture[str]) -> None:
+    """`wakeup` compares with a bare future on asyncio and on uvloop."""
+    report = quick("wakeup")
+    assert "create a future, set its result, go on" in capsys.readouterr().out
+    assert [claim.what.split(":")[0] for claim in report.claims] == ["wakeup, asyncio", "wakeup, uvloop"]
+
+
+def test_in_process_benchmark_tells_what_the_middleware_adds(capsys: pytest.CaptureFixture[str]) -> None:
+    """`http-inprocess` measures the app alone, and through uvicorn's protocol."""
+    report = quick("http-inprocess")
+    printed = capsys.readouterr().out
+    assert "called directly, POST, fields as openai's" in printed
+    assert "through uvicorn, GET, fields as curl's" in printed
+    assert [claim.what for claim in report.claims] == ["http-inprocess: CPU added to a request"]
+
+
+def test_executor_benchmark_tells_plain_and_full_rates(capsys: pytest.CaptureFixture[str]) -> None:
+    """`executor` measures both kinds of submit on both loops; peers that are not installed are named."""
+    report = quick("executor")
+    printed = capsys.readouterr().out
+    assert "admission, timeout, retry, callbacks, context" in printed
+    assert {peer for peer in ("aiometer", "pulq", "bulkman") if peer in printed} == {"aiometer", "pulq", "bulkman"}
+    assert [c.what for c in report.claims if "÷" not in c.what] == [
+        "executor, asyncio: submit + await",
+        "executor, asyncio: the same with everything on",
+        "executor, uvloop: submit + await",
+        "executor, uvloop: the same with everything on",
+    ]
+
+
+def test_summary_shows_each_claim_and_whoever_is_missing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The last table fits 80 columns, and the JSON says the same."""
+    report = Report(Plan(rounds=1, quick=False))
+    report.at_least("rate", 250_000, 200_000, "/s")
+    report.at_most("time", 1.5, 1.0, "µs")
+    report.missing("a peer", "not installed")
+    report.summary()
+    report.write(tmp_path / "found.json")
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split("│")[-2].strip() for line in lines if line.startswith("│")] == ["met", "missed"]
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [claim["met"] for claim in found["claims"]] == [True, False]
+    assert found["not_measured"] == {"a peer": "not installed"}
+
+
+def test_unknown_benchmark_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """A typing error says what there is."""
+    with pytest.raises(SystemExit):
+        main(["htpp"])
+    assert "no benchmark 'htpp': there are http, http-inprocess, contended" in capsys.readouterr().err
+
+
+def test_useful_rate_leaves_refusals_out() -> None:
+    """A 503 is no throughput."""
+    assert Load(answers=100, refused=90, seconds=2.0).rate == 5.0
