@@ -152,6 +152,11 @@ class Verdict:
     """An SDK sends it again."""
     expects_continue: bool = False
     """The client holds its upload back until it gets `100 Continue`."""
+    plain: bool = field(init=False)
+    """Nothing of the above asks for a closer look."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "plain", not (self.retry or self.expects_continue))
 
 
 @dataclass(frozen=True, slots=True)

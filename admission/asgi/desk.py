@@ -36,16 +36,11 @@ class Desk:
             draining=options["draining_status"],
             retry_after=options["retry_after"],
         )
+        self.use(controller)
+
+    def use(self, controller: AdmissionController) -> None:
+        """Let *controller* decide from now on; only while nothing runs under another."""
         self.controller = controller
-
-    @property
-    def controller(self) -> AdmissionController:
-        """Decides. May be replaced while nothing runs."""
-        return self._controller
-
-    @controller.setter
-    def controller(self, controller: AdmissionController) -> None:
-        self._controller = controller
         self.names = [c.name for c in controller.classes]
         self.at_once: list[list[Header]] = [
             admitted_headers(priority=name, position=0, waited=0.0) if self.options["response_headers"] else []
@@ -56,7 +51,7 @@ class Desk:
     def holds(self, entry: Entry | None) -> bool:
         """Whether *entry*, the mark of a scope, or one further out is a running one of this pool."""
         while entry is not None:
-            if entry.state is RUNNING and controller_of(entry).name == self._controller.name:
+            if entry.state is RUNNING and controller_of(entry).name == self.controller.name:
                 return True
             entry = entry.outer
         return False
@@ -69,5 +64,5 @@ class Desk:
             priority=self.names[entry.rank],
             position=entry.position,
             waited=entry.granted_at - entry.arrival,
-            ticket=self._controller.id_of(entry),
+            ticket=self.controller.id_of(entry),
         )

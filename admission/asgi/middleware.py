@@ -21,12 +21,13 @@ from admission.asgi.classify import (
 )
 from admission.asgi.desk import MARK, ASGIApp, Desk
 from admission.asgi.options import Options, PoolOptions, pool_options, resolve
-from admission.asgi.serving import Exchange
+from admission.asgi.serving import Exchange, serve
 from admission.asgi.shutdown import SignalHook, server_connection_limit
 from admission.asgi.status import StatusPages
 from admission.asgi.visit import Visit
 from admission.asgi.websocket import serve_websocket, serve_websocket_in_shadow
 from admission.controller import AdmissionController
+from admission.permit import hold_for_task
 from admission.types import BackpressureMode
 
 _log = logging.getLogger(__name__)
@@ -96,6 +97,8 @@ class QoSAdmission:
         """What a path means, as far as seen: one look-up for exempt paths, our own pages and path rules."""
         # Modes in which the app always runs with something beside it.
         self._always_visit = resolved["mode"] == "shadow" or resolved["cancel_on_disconnect"]
+        self._watchful = self._always_visit or self._own_classify is not None or "GET" in self._exempt_methods
+        """Even a request like many before needs a closer look."""
         self._hook = SignalHook(lambda: self.controller.start_draining())
         self._begun = False
         self._closed = False
@@ -118,17 +121,7 @@ class QoSAdmission:
         if not self._begun:
             self._begin(receive)
         path: str = route_path(scope) if scope.get("root_path") else scope["path"]
-        rule = self._rules.get(path)
-        if rule is None:
-            rule = self._rule(path)
-        method: str = scope["method"]
-        desk = self._desk
-        if rule is _STATUS:
-            await self._status(scope, receive, send, path)
-            return
-        if rule is _EXEMPT or method in self._exempt_methods or (MARK in scope and desk.holds(scope[MARK])):
-            await self.app(scope, receive, send)
-            return
+        rule = self._rules.get(path) or self._rule(path)
         # One pass over the raw headers: names and values of those that decide something, end to end.
         fields: tuple[bytes, ...] = ()
         relevant = self._relevant
@@ -136,8 +129,56 @@ class QoSAdmission:
             if field[0] in relevant:
                 fields += field
         verdict = rule.known.get(fields)
-        if verdict is None or verdict.retry or self._own_classify is not None:
-            verdict = await self._verdict(rule, fields, scope)
+        if verdict is None or not verdict.plain or scope["method"] != "GET" or self._watchful or MARK in scope:
+            await self._look_closer(scope, receive, send, path, rule, fields)
+            return
+        # A request like many before, without a body. From here on it is `serve`, spelt out.
+        desk = self._desk
+        controller = desk.controller
+        slots, cost = verdict.slots, verdict.cost
+        entry = controller.start_at(
+            controller.now(), verdict.rank, verdict.tenant, slots, slots if cost is None else cost
+        )
+        if entry is None:
+            await Visit(desk, self.app, scope, receive, send, verdict, None).run()
+            return
+        exchange = Exchange()
+        exchange.desk = desk
+        exchange.raw_send = send
+        exchange.entry = entry
+        exchange.headers = desk.at_once[entry.rank]
+        exchange.status = exchange.first_byte_at = None
+        entry.outer = None
+        scope[MARK] = entry
+        hold_for_task(entry)
+        try:
+            await self.app(scope, receive, exchange.send)
+        except BaseException as error:
+            if not await exchange.answered(error, scope):
+                raise
+        finally:
+            if exchange.status != 200 or not controller.finish_at(controller.now(), entry):
+                exchange.end()
+
+    async def _look_closer(
+        self,
+        scope: MutableMapping[str, Any],
+        receive: Receive,
+        send: Send,
+        path: str,
+        rule: PathRule,
+        fields: tuple[bytes, ...],
+    ) -> None:
+        """A request with a body, of a new kind, or for which nothing is to be decided."""
+        desk = self._desk
+        method: str = scope["method"]
+        if rule is _STATUS:
+            await self._status(scope, receive, send, path)
+            return
+        if rule is _EXEMPT or method in self._exempt_methods or (MARK in scope and desk.holds(scope[MARK])):
+            await self.app(scope, receive, send)
+            return
+        verdict = await self._verdict(rule, fields, scope)
         visit = self._always_visit
         first: Message | None = None
         if method == "HEAD" or verdict.expects_continue:
@@ -153,16 +194,7 @@ class QoSAdmission:
             if entry is not None:
                 if first is not None:
                     receive = replaying(first, receive)
-                # `serve`, spelt out: a coroutine more would be felt here.
-                exchange = Exchange(desk, send, entry, desk.at_once[verdict.rank])
-                exchange.begin(scope)
-                try:
-                    await self.app(scope, receive, exchange.send)
-                except BaseException as error:
-                    if not await exchange.answered(error, scope):
-                        raise
-                finally:
-                    exchange.end()
+                await serve(desk, self.app, scope, receive, send, entry, desk.at_once[verdict.rank])
                 return
         await Visit(desk, self.app, scope, receive, send, verdict, first).run()
 
@@ -238,7 +270,7 @@ class QoSAdmission:
         if self._closed:
             # Served again after its lifespan had ended, as tests do. A pool does not reopen, so here is a new one.
             self._closed = False
-            self._desk.controller = self._new_controller()
+            self._desk.use(self._new_controller())
         self.controller.bind()
         if self._options["drain_on_signal"]:
             self._hook.install()

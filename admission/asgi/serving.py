@@ -32,8 +32,7 @@ BIG_MESSAGE = 65536
 class Exchange:
     """One response on its way out, and the slots that go back when it is over.
 
-        exchange = Exchange(desk, send, entry, headers)
-        exchange.begin(scope)
+        exchange = exchange_of(desk, send, entry, headers, scope)
         try:
             await app(scope, receive, exchange.send)
         except BaseException as error:
@@ -43,26 +42,21 @@ class Exchange:
             exchange.end()
 
     The slots are held until the app has returned: giving them back when the response starts would let any number of
-    streams run at once. This is on the hot path, so `serve` and the middleware both spell the above out.
+    streams run at once. This is on the hot path: the middleware spells `exchange_of` and `serve` out, and there is no
+    `__init__`, which would cost more than what it does.
     """
 
-    __slots__ = ("_desk", "_entry", "_first_byte_at", "_headers", "_send", "_status")
+    __slots__ = ("desk", "entry", "first_byte_at", "headers", "raw_send", "status")
 
-    def __init__(self, desk: Desk, send: Send, entry: Entry, headers: list[Header]) -> None:
-        self._desk = desk
-        self._send = send
-        self._entry = entry
-        self._headers = headers
-        self._status: int | None = None
-        """Of the response, once it has started; what it would have been for an app that failed."""
-        self._first_byte_at: float | None = None
-
-    def begin(self, scope: MutableMapping[str, Any]) -> None:
-        """Let the app, and what it calls, see whose slots it runs on."""
-        entry = self._entry
-        entry.outer = scope.get(MARK)
-        scope[MARK] = entry
-        hold_for_task(entry)
+    desk: Desk
+    entry: Entry
+    raw_send: Send
+    """The server's."""
+    headers: list[Header]
+    """Added to the response."""
+    status: int | None
+    """Of the response, once it has started; what it would have been for an app that failed."""
+    first_byte_at: float | None
 
     def send(self, message: Message) -> Awaitable[None]:
         """The app's `send`.
@@ -70,34 +64,34 @@ class Exchange:
         A plain function: what it returns is the server's own awaitable, so no coroutine is made for a message.
         """
         if message["type"] == "http.response.start":
-            self._status = message["status"]
+            self.status = message["status"]
             # A copy: apps may send the same message for every request.
             message = {**message}
-            message["headers"] = [*message.get("headers", ()), *self._headers]
+            message["headers"] = [*message.get("headers", ()), *self.headers]
         elif message.get("more_body"):
             return self._send_part(message)
-        elif self._desk.last_byte or len(message.get("body", b"")) > BIG_MESSAGE:
+        elif self.desk.last_byte or len(message.get("body", b"")) > BIG_MESSAGE:
             return self._send_whole(message)
-        return self._send(message)
+        return self.raw_send(message)
 
     def _send_part(self, message: Message) -> Awaitable[None]:
-        desk = self._desk
-        if self._first_byte_at is None:
-            self._first_byte_at = desk.controller.now()
-        return self._send(message) if desk.stall_timeout is None else self._send_in_time(message, desk.stall_timeout)
+        desk = self.desk
+        if self.first_byte_at is None:
+            self.first_byte_at = desk.controller.now()
+        return self.raw_send(message) if desk.stall_timeout is None else self._send_in_time(message, desk.stall_timeout)
 
     async def _send_whole(self, message: Message) -> None:
-        if self._desk.stall_timeout is None:
-            await self._send(message)
+        if self.desk.stall_timeout is None:
+            await self.raw_send(message)
         else:
-            await self._send_in_time(message, self._desk.stall_timeout)
-        if self._desk.last_byte and message["type"] == "http.response.body":
+            await self._send_in_time(message, self.desk.stall_timeout)
+        if self.desk.last_byte and message["type"] == "http.response.body":
             self.end()
 
     async def _send_in_time(self, message: Message, seconds: float) -> None:
         """Send, but give up on a reader that takes nothing for *seconds*, as if the connection were lost."""
         with anyio.move_on_after(seconds) as scope:
-            await self._send(message)
+            await self.raw_send(message)
         if scope.cancelled_caught:
             raise ConnectionAbortedError(f"the client read nothing for {seconds:g} s")
 
@@ -106,22 +100,39 @@ class Exchange:
 
         A refusal the app did not catch (an executor behind it was full) gets the same answer as one from here.
         """
-        if isinstance(error, Rejected | Evicted) and self._status is None:
-            self._status = 429
-            name = self._desk.names[self._entry.rank]
-            await self._desk.refusals.answer(error, scope["headers"], priority=name).send(self._send)
+        if isinstance(error, Rejected | Evicted) and self.status is None:
+            self.status = 429
+            name = self.desk.names[self.entry.rank]
+            await self.desk.refusals.answer(error, scope["headers"], priority=name).send(self.raw_send)
             return True
         # A timeout speaks of overload; a fault, a lost client or a cancellation says nothing about load.
-        self._status = 504 if isinstance(error, TimeoutError) else 500
+        self.status = 504 if isinstance(error, TimeoutError) else 500
         return False
 
     def end(self) -> None:
         """Give the slots back, unless that was done: the app may have, to settle the cost, or the last byte has."""
-        entry = self._entry
+        entry = self.entry
         if entry.state is RUNNING:
-            first_byte_at = self._first_byte_at
+            first_byte_at = self.first_byte_at
             rtt = None if first_byte_at is None else first_byte_at - entry.granted_at
-            self._desk.controller.finish(entry, _OUTCOMES.get(self._status, Outcome.SUCCESS), None, rtt)
+            self.desk.controller.finish(entry, _OUTCOMES.get(self.status, Outcome.SUCCESS), None, rtt)
+
+
+def exchange_of(
+    desk: Desk, send: Send, entry: Entry, headers: list[Header], scope: MutableMapping[str, Any]
+) -> Exchange:
+    """Begin: the app, and what it calls, can see from here on whose slots it runs on."""
+    exchange = Exchange()
+    exchange.desk = desk
+    exchange.raw_send = send
+    exchange.entry = entry
+    exchange.headers = headers
+    exchange.status = None
+    exchange.first_byte_at = None
+    entry.outer = scope.get(MARK)
+    scope[MARK] = entry
+    hold_for_task(entry)
+    return exchange
 
 
 async def serve(
@@ -134,8 +145,7 @@ async def serve(
     headers: list[Header],
 ) -> None:
     """Run *app*, add *headers* to its response, and give the slots of *entry* back. See `Exchange`."""
-    exchange = Exchange(desk, send, entry, headers)
-    exchange.begin(scope)
+    exchange = exchange_of(desk, send, entry, headers, scope)
     try:
         await app(scope, receive, exchange.send)
     except BaseException as error:
