@@ -45,9 +45,6 @@ WAITING = (TaskStatus.QUEUED, TaskStatus.LOBBY)
 Place = tuple[int, str, int, float | None]
 """Rank, tenant, slots and cost (None: as slots) of a task."""
 
-QUICK_TENANT = 32
-"""Characters of a tenant's name that are no more than 128 bytes, whatever they are."""
-
 
 @dataclass(slots=True)
 class Options:
@@ -95,6 +92,20 @@ class Desk:
     """Every task whose slot or fate is still open."""
     emptied: Callable[[], None]
     """Called when `open` becomes empty."""
+
+    def cost_of(self, result: object) -> float | None:
+        """What *result* really cost; None when the estimate stands."""
+        if self.actual_cost is None:
+            return None
+        try:
+            cost = float(self.actual_cost(result))
+            if 0 <= cost < math.inf:
+                return cost
+            raise ValueError(f"actual_cost returned {cost!r}: it must be a number, at least 0")
+        except Exception:
+            self.tally.callback_errors += 1
+            logger.exception("the actual cost of a task is unknown; the estimate stands")
+            return None
 
 
 class Assignment(Handle[ResultT]):
@@ -250,13 +261,6 @@ class Assignment(Handle[ResultT]):
         if self._nested:
             desk.crew.push(self)
             return
-        # The quick way in checks no arguments, so it is for those that need no check.
-        if slots == 1 and cost is None and self.options.deadline is None and len(tenant) <= QUICK_TENANT:
-            entry = desk.controller.try_start(rank, tenant)
-            if entry is not None:
-                self._entry = entry
-                desk.crew.push(self)
-                return
         try:
             self._entry = entry = desk.controller.enqueue(
                 self, rank, tenant, slots, cost, max_wait=self.options.max_wait, deadline=self.options.deadline
@@ -266,6 +270,22 @@ class Assignment(Handle[ResultT]):
             raise
         if entry.state is LOBBY:
             self._move_to(TaskStatus.LOBBY)
+
+    def granted(self, entry: Entry) -> None:
+        """It holds the slot of *entry* already: a worker is all it needs."""
+        self._entry = entry
+        self.desk.open.add(self)
+        self.desk.crew.push(self)
+
+    def adopt(self, worker: Worker, entry: Entry, started: float) -> None:
+        """Its first attempt began elsewhere, at *started*, on the slot of *entry*."""
+        self.desk.open.add(self)
+        self._entry = entry
+        self._worker = worker
+        self._future = None
+        self._attempts = 1
+        self._first_start = started
+        self._status = TaskStatus.RUNNING
 
     @property
     def in_lobby(self) -> bool:
@@ -357,8 +377,7 @@ class Assignment(Handle[ResultT]):
         desk, entry = self.desk, self._entry
         # A task may have settled its account by itself, with `current_permit().release(actual_cost=…)`.
         if entry is not None and entry.state is RUNNING:
-            cost = None if desk.actual_cost is None else self._cost_of(desk.actual_cost, result)
-            desk.controller.finish(entry, Outcome.SUCCESS, cost)
+            desk.controller.finish(entry, Outcome.SUCCESS, desk.cost_of(result))
         if self._status is not TaskStatus.RUNNING:  # Its caller was told to wait no longer; only the slot was due.
             self._forget()
             return
@@ -481,17 +500,6 @@ class Assignment(Handle[ResultT]):
 
     def _too_late(self) -> WaitTimeout:
         return WaitTimeout(f"task {self.id}: its deadline passed before it could start", reason=Reason.DEADLINE)
-
-    def _cost_of(self, actual_cost: Callable[..., float], result: object) -> float | None:
-        try:
-            cost = float(actual_cost(result))
-            if 0 <= cost < math.inf:
-                return cost
-            raise ValueError(f"actual_cost returned {cost!r}: it must be a number, at least 0")
-        except Exception:
-            self.desk.tally.callback_errors += 1
-            logger.exception("task %s: its actual cost is unknown; the estimate stands", self.id)
-            return None
 
     def _give_back(self, outcome: Outcome) -> None:
         entry = self._entry

@@ -18,14 +18,16 @@ from typing_extensions import TypeVar
 
 from admission.controller import AdmissionController
 from admission.errors import AdmissionError, Closed, NotRunning, Rejected
+from admission.executor import eager
 from admission.executor.assignment import Assignment, Desk, Options, Place
+from admission.executor.crew import Crew
 from admission.executor.dead_letters import DeadLetter, DeadLetters
 from admission.executor.handle import Handle, ResultT, TaskStatus
 from admission.executor.loops import Sleep, work_loop
 from admission.executor.options import Executes, ExecutesAsync, ExecutorOptions, SubmitOptions
 from admission.executor.prepared import PreparedTask
 from admission.executor.status import ExecutorStatus, Tally, WorkerHealth
-from admission.executor.workers import Crew, run_in
+from admission.executor.stepping import run_in
 from admission.line import Entry
 from admission.permit import controller_of, held_entry
 from admission.policy.limit import Limit
@@ -42,10 +44,11 @@ _R = TypeVar("_R")
 CLEANUP_GRACE = 1.0
 """Seconds a drain leaves the coroutines it had to cancel for their cleaning up."""
 
+QUICK_TENANT = 32
+"""Characters of a tenant's name that are no more than 128 bytes, whatever they are."""
+
 LEAST_THREADS = 32
 """Size of the thread pool when nobody says otherwise and the limit is no larger."""
-
-_NOTHING_GIVEN = (None,) * 6
 
 _names = itertools.count(1)
 
@@ -243,14 +246,44 @@ class QueuedExecutor(Generic[TaskT, ResultT]):
             NotRunning: No event loop runs here, or the executor works on another one.
             ValueError: An argument is outside its range.
         """
-        options = self._options(max_wait, deadline, timeout, retry, metadata, on_success, on_failure, on_timeout)
-        assignment = self._assign(task, args, priority, tenant, cost, slots, options)
+        desk, crew = self._desk, self._crew
+        if desk is None or crew is None or not desk.loop.is_current():
+            desk, crew = self._at_work()
+        if (
+            timeout is UNSET
+            and max_wait is UNSET
+            and (deadline is None and retry is None and metadata is None)
+            and (on_success is None and on_failure is None and on_timeout is None)
+        ):
+            options = self._defaults
+        else:
+            options = self._options(max_wait, deadline, timeout, retry, metadata, on_success, on_failure, on_timeout)
+        outer = held_entry()
+        if outer is None and not self._closing:
+            rank = self.controller.default_rank if priority is None else self._rank(priority)
+            place, nested = (rank, tenant or "", slots, cost), False
+        else:
+            place, nested = self._place_inside(outer, priority, tenant, slots, cost)
+        runner, args = self._runner_of(task, args)
+        self._tally.submitted += 1
+        context = copy_context()
+        # The quick way in checks no arguments, so it is for those that need no check.
+        quick = slots == 1 and cost is None and deadline is None and not nested and len(place[1]) <= QUICK_TENANT
+        entry = self.controller.try_start(place[0], place[1]) if quick else None
+        if entry is not None and isinstance(runner, OnLoop):
+            worker = crew.lend()
+            if worker is not None:
+                return eager.start(desk, crew, worker, runner, args, context, place, options, entry)
+        assignment: Assignment[ResultT] = Assignment(desk, runner, args, context, place, nested, options)
+        if entry is not None:
+            assignment.granted(entry)
+            return assignment
         try:
             assignment.enter()
         except Rejected:
+            self._tally.submitted -= 1
             self._tally.refused += 1
             raise
-        self._tally.submitted += 1
         if assignment.in_lobby:
             await assignment.in_line()
         return assignment
@@ -272,17 +305,18 @@ class QueuedExecutor(Generic[TaskT, ResultT]):
             options.get("on_failure"),
             options.get("on_timeout"),
         )
+        desk, _ = self._at_work()
+        place, nested = self._place_inside(
+            held_entry(),
+            options.get("priority"),
+            options.get("tenant"),
+            options.get("slots", 1),
+            options.get("cost"),
+        )
         handles: list[Handle[ResultT]] = []
         for task in tasks:
-            assignment = self._assign(
-                task,
-                (),
-                options.get("priority"),
-                options.get("tenant"),
-                options.get("cost"),
-                options.get("slots", 1),
-                wishes,
-            )
+            runner, args = self._runner_of(task, ())
+            assignment: Assignment[ResultT] = Assignment(desk, runner, args, copy_context(), place, nested, wishes)
             handles.append(assignment)
             try:
                 assignment.enter()
@@ -442,40 +476,21 @@ class QueuedExecutor(Generic[TaskT, ResultT]):
 
     # ------------------------------------------------------------------ inside
 
-    def _assign(
-        self,
-        task: TaskT,
-        args: tuple[object, ...],
-        priority: Priority | str | None,
-        tenant: str | None,
-        cost: float | None,
-        slots: int,
-        options: Options,
-    ) -> Assignment[ResultT]:
-        desk = self._desk
-        if desk is None or not desk.loop.is_current():
-            desk = self._at_work()
-        outer = held_entry()
-        nested = False
+    def _place_inside(
+        self, outer: Entry | None, priority: Priority | str | None, tenant: str | None, slots: int, cost: float | None
+    ) -> tuple[Place, bool]:
+        """Where a task stands that is submitted under the ticket *outer*, and whether it runs on that ticket's slot."""
+        nested = held_entry(self.controller.name) is not None
+        if self._closing and not nested:
+            raise Closed(f"executor {self.name!r} is draining", reason=Reason.DRAINING)
         if outer is not None:
-            nested = held_entry(self.controller.name) is not None
             if tenant is None:
                 tenant = outer.tenant
             if priority is None:
-                priority = self._inherited(outer)
-        if self._closing and not nested:
-            raise Closed(f"executor {self.name!r} is draining", reason=Reason.DRAINING)
-        if priority is None:
-            rank = self.controller.default_rank
-        else:
-            known = self._ranks.get(priority)
-            rank = self._rank(priority) if known is None else known
-        runner = self._runner
-        if runner is None:
-            runner = self._runner_for(check_task(task))
-        else:
-            args = (task, *args)
-        return Assignment(desk, runner, args, copy_context(), (rank, tenant or "", slots, cost), nested, options)
+                name = controller_of(outer).classes[outer.rank].name
+                priority = name if any(rules.name == name for rules in self.controller.classes) else None
+        rank = self.controller.default_rank if priority is None else self._rank(priority)
+        return (rank, tenant or "", slots, cost), nested
 
     def _options(
         self,
@@ -489,9 +504,6 @@ class QueuedExecutor(Generic[TaskT, ResultT]):
         on_timeout: Callable[[], object] | None,
     ) -> Options:
         usual = self._defaults
-        given = (deadline, retry, metadata, on_success, on_failure, on_timeout)
-        if timeout is UNSET and max_wait is UNSET and given == _NOTHING_GIVEN:
-            return usual
         if isinstance(timeout, Unset):
             timeout = usual.timeout
         elif timeout is not None and not timeout > 0:
@@ -507,14 +519,17 @@ class QueuedExecutor(Generic[TaskT, ResultT]):
             on_timeout,
         )
 
-    def _inherited(self, outer: Entry) -> str | None:
-        """The class of the ticket held here, if this pool has one of that name."""
-        name = controller_of(outer).classes[outer.rank].name
-        return name if any(rules.name == name for rules in self.controller.classes) else None
-
     def _rank(self, priority: Priority | str) -> int:
-        rank = self._ranks[priority] = self.controller.rank_of(priority)
+        rank = self._ranks.get(priority)
+        if rank is None:
+            rank = self._ranks[priority] = self.controller.rank_of(priority)
         return rank
+
+    def _runner_of(self, task: TaskT, args: tuple[object, ...]) -> tuple[Runner, tuple[object, ...]]:
+        """What runs *task*, and with which arguments."""
+        if self._runner is None:
+            return self._runner_for(check_task(task)), args
+        return self._runner, (task, *args)
 
     def _runner_for(self, call: Callable[..., object]) -> Runner:
         if is_async(call):
@@ -525,20 +540,22 @@ class QueuedExecutor(Generic[TaskT, ResultT]):
             return InPool(call, self._pool)
         return InThread(call, self._threads)
 
-    def _at_work(self) -> Desk:
-        """The desk on the running loop."""
-        desk = self._desk
-        if desk is not None and desk.loop.is_current():
-            return desk
+    def _at_work(self) -> tuple[Desk, Crew]:
+        """The desk and the crew on the running loop."""
+        desk, crew = self._desk, self._crew
+        if desk is not None and crew is not None and desk.loop.is_current():
+            return desk, crew
         loop = work_loop()
         if desk is not None and not desk.loop.is_over():
             raise NotRunning(f"executor {self.name!r} works on another event loop; use one executor per loop")
         self.controller.bind()
-        self._crew = Crew(loop, self._tally, name=self.name, least=self._min_workers, idle_after=self._worker_idle)
+        self._crew = crew = Crew(
+            loop, self._tally, name=self.name, least=self._min_workers, idle_after=self._worker_idle
+        )
         self._desk = desk = Desk(
             controller=self.controller,
             loop=loop,
-            crew=self._crew,
+            crew=crew,
             tally=self._tally,
             actual_cost=self._actual_cost,
             threads_later=self._threads_later,
@@ -547,7 +564,7 @@ class QueuedExecutor(Generic[TaskT, ResultT]):
             open=set(),
             emptied=self._on_emptied,
         )
-        return desk
+        return desk, crew
 
     async def _all_ended(self, desk: Desk) -> None:
         while desk.open:
@@ -601,7 +618,7 @@ class QueuedExecutor(Generic[TaskT, ResultT]):
     async def _submit_again(
         self, runner: Runner, args: tuple[object, ...], place: Place, options: Options
     ) -> Handle[ResultT]:
-        desk = self._at_work()
+        desk, _ = self._at_work()
         if self._closing:
             raise Closed(f"executor {self.name!r} is draining", reason=Reason.DRAINING)
         assignment: Assignment[ResultT] = Assignment(desk, runner, args, copy_context(), place, False, options)

@@ -1,0 +1,130 @@
+"""The shortest way through the executor: a coroutine that ends in its first step, inside `submit`.
+
+While a slot is free and nobody waits, the first step of a coroutine happens at once, in the submitter's task but under
+the name of a resting worker: the event loop is told that the worker's task runs, so that timeouts and task groups
+opened in the first step belong to the task that runs the others. A task that ends there needs no wake-up, no future
+and no assignment; one that goes on to wait is handed to the worker whose name it ran under. It is what
+`asyncio.eager_task_factory` does from Python 3.12 on, with the pool's slots around it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextvars import Context
+
+from admission.errors import TaskCancelled
+from admission.executor.assignment import Assignment, Desk, Options, Place
+from admission.executor.crew import Crew
+from admission.executor.handle import NO_METADATA, Handle, ResultT, TaskStatus
+from admission.executor.stepping import Steps
+from admission.executor.worker import Handed, Worker
+from admission.line import RUNNING, Entry
+from admission.permit import hold
+from admission.runners import OnLoop
+
+
+class Finished(Handle[ResultT]):
+    """The handle of a task that succeeded before `submit` returned."""
+
+    __slots__ = ("_desk", "_entry", "_options")
+
+    def __init__(self, desk: Desk, entry: Entry, options: Options, result: ResultT) -> None:
+        self._desk = desk
+        self._entry = entry
+        self._options = options
+        self._result = result
+        self._error = None
+        self._status = TaskStatus.SUCCEEDED
+
+    @property
+    def id(self) -> str:
+        return self._desk.controller.id_of(self._entry)
+
+    @property
+    def position(self) -> int:
+        return 0
+
+    @property
+    def estimated_wait(self) -> float | None:
+        return 0.0
+
+    @property
+    def attempts(self) -> int:
+        return 1
+
+    @property
+    def metadata(self) -> Mapping[str, object]:
+        return self._options.metadata or NO_METADATA
+
+    def cancel(self) -> bool:
+        return False
+
+
+def start(
+    desk: Desk,
+    crew: Crew,
+    worker: Worker,
+    runner: OnLoop,
+    args: tuple[object, ...],
+    context: Context,
+    place: Place,
+    options: Options,
+    entry: Entry,
+) -> Handle[ResultT]:
+    """Run the first step of a task whose *entry* runs already, under the name of *worker*, which is given back."""
+    task = worker.task
+    assert task is not None
+    loop, tally, started = task.get_loop(), desk.tally, entry.granted_at
+    worker.ticket = entry
+    worker.since = started
+    tally.start(started)
+    # A retry must not see what this attempt does to the context variables.
+    inside = context if options.retry is None else context.copy()
+    coroutine: Steps | None = None
+    waits_for = error = None
+    submitter = asyncio.current_task(loop)
+    if submitter is not None:
+        asyncio._leave_task(loop, submitter)
+    asyncio._enter_task(loop, task)
+    try:
+        inside.run(hold, entry)
+        coroutine = runner.begin(inside, args)
+        waits_for = inside.run(coroutine.send, None)
+    except StopIteration as returned:
+        result: ResultT = returned.value
+        coroutine = None
+    except BaseException as raised:
+        error, coroutine = raised, None
+    finally:
+        asyncio._leave_task(loop, task)
+        if submitter is not None:
+            asyncio._enter_task(loop, submitter)
+    worker.ticket = None
+    if coroutine is None and error is None:
+        worker.processed += 1
+        tally.processed += 1
+        tally.completed += 1
+        tally.run_seconds += desk.loop.now() - started
+        crew.take_back(worker)
+        # A task may have settled its account by itself, with `current_permit().release(actual_cost=…)`.
+        if entry.state is RUNNING:
+            desk.controller.finish(entry, actual_cost=desk.cost_of(result))
+        if options.on_success is not None:
+            desk.call_back(context, options.on_success, result)
+        return Finished(desk, entry, options, result)
+    assignment: Assignment[ResultT] = Assignment(desk, runner, args, context, place, False, options)
+    assignment.adopt(worker, entry, started)
+    if coroutine is not None:
+        worker.assignment = assignment
+        worker.handed = Handed(assignment, coroutine, inside, waits_for)
+        crew.take_back(worker)
+        return assignment
+    worker.ended()
+    worker.errors += 1
+    crew.take_back(worker)
+    if isinstance(error, asyncio.CancelledError):
+        assignment.stop(TaskCancelled(f"task {assignment.id} cancelled itself"))
+    elif error is not None:
+        assignment.fail(error)
+    return assignment

@@ -1,0 +1,55 @@
+"""Coroutines that run in one task and in another's context.
+
+A coroutine is a generator to its event loop: what it yields says what it waits for. So whoever passes that on unchanged
+may run each step where it likes, here inside the submitter's context variables. On asyncio and trio alike.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Awaitable, Coroutine, Generator
+from contextvars import Context
+
+Steps = Coroutine[object, object, object]
+
+
+@types.coroutine
+def go_on(
+    coroutine: Steps, context: Context, waits_for: object, thrown: BaseException | None = None
+) -> Generator[object, object, object]:
+    """Run a coroutine that waits for *waits_for* to its end, each step of it inside *context*.
+
+    Args:
+        thrown: Raised inside it at once, in place of the wait.
+    """
+    while True:
+        sent = None
+        if thrown is None:
+            try:
+                sent = yield waits_for
+            except GeneratorExit:
+                context.run(coroutine.close)
+                raise
+            except BaseException as error:
+                thrown = error
+        try:
+            waits_for = context.run(coroutine.send, sent) if thrown is None else context.run(coroutine.throw, thrown)
+        except StopIteration as returned:
+            return returned.value
+        finally:
+            thrown = None  # It would otherwise live, with its traceback, as long as the next wait.
+
+
+async def run_in(context: Context, awaitable: Awaitable[object]) -> object:
+    """Await *awaitable* in the present task, each step of it inside *context*."""
+    coroutine = as_coroutine(awaitable)
+    try:
+        waits_for = context.run(coroutine.send, None)
+    except StopIteration as returned:
+        return returned.value
+    return await go_on(coroutine, context, waits_for)
+
+
+async def as_coroutine(awaitable: Awaitable[object]) -> object:
+    """*awaitable* as something that can be stepped."""
+    return await awaitable
