@@ -122,8 +122,9 @@ def concurrency_limiter(app: App, limit: int, queue: int) -> App:
     from fastapi_concurrency_limiter import Limiter, Resource
 
     slots = Resource(limit)
-    wrapped: App = Limiter(timeout=30.0, resources=[slots]).resources([slots])(app)
-    return wrapped
+    wrapped = Limiter(timeout=30.0, resources=[slots]).resources([slots])(app)
+    # It can be called with any arguments, so uvicorn would take it for an app factory.
+    return nothing(wrapped)
 
 
 def slowapi(app: App, limit: int, queue: int) -> App:

@@ -34,7 +34,7 @@ def measure_contended(report: Report) -> None:
             for name, server in servers.items():
                 if name != "bare":
                     contenders[name] = partial(_rate, server, load, seconds)
-            found = interleaved(contenders, max(1, plan.rounds // 2), warm_up=plan.scaled(1, 0))
+            found = interleaved(contenders, plan.scaled(max(1, plan.rounds // 2), 1), warm_up=plan.scaled(1, 0))
     nominal = WORKERS / WORK_SECONDS
     rows = [
         (name, statistics.median(rates), paired_ratio(rates, found[PHYSICAL]), statistics.median(rates) / nominal)

@@ -46,19 +46,19 @@ def measure_http(report: Report) -> None:
         with serving(report, list(APPS), limit=LIMIT, queue=ROOM) as servers:
             seconds = plan.scaled(2, 1)
             bursts = interleaved(
-                {name: partial(_burst, server, load, seconds) for name, server in servers.items()},
-                plan.rounds,
+                {name: partial(_burst, name, server, load, seconds) for name, server in servers.items()},
+                plan.scaled(plan.rounds, 1),
                 warm_up=plan.scaled(1, 0),
             )
     _tell_http(report, bursts)
 
 
-def _burst(server: Server, load: Generator, seconds: float) -> Burst:
+def _burst(name: str, server: Server, load: Generator, seconds: float) -> Burst:
     before = server.cpu_seconds()
     found = load(server.port, CONNECTIONS, seconds)
     used = server.cpu_seconds() - before
     if found.refused:
-        raise RuntimeError(f"{found.refused} of {found.answers} requests were refused, though there was room for all")
+        raise RuntimeError(f"{name} failed {found.refused} of {found.answers} requests, though there was room for all")
     return Burst(used / found.answers * 1e6, found.rate)
 
 
@@ -168,7 +168,9 @@ async def _feed(app: App, count: int, fields: Any, method: str = "GET") -> float
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
     from uvicorn.server import ServerState
 
-    config = uvicorn.Config(app, http="httptools", lifespan="off", access_log=False, log_level="error")
+    config = uvicorn.Config(
+        app, http="httptools", interface="asgi3", lifespan="off", access_log=False, log_level="error"
+    )
     config.load()
     loop = asyncio.get_running_loop()
     transport = FakeTransport(loop.create_future())

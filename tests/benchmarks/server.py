@@ -39,6 +39,7 @@ def main() -> None:
         app,
         loop="uvloop",
         http="httptools",
+        interface="asgi3",
         lifespan="off",
         access_log=False,
         log_level="error",
