@@ -482,6 +482,11 @@ class Core:
             self._evict(entry, Reason.EVICTED_DRAINING, now)
         return self._settle(now, evicted=evicted)
 
+    def reopen(self) -> None:
+        """Take newcomers in again after a drain."""
+        self.closed = False
+        self._refresh()
+
     # ------------------------------------------------------------------ questions
 
     def position(self, entry: Entry) -> int:
@@ -689,7 +694,7 @@ class Core:
         codel.tick(now)
         while codel.overloaded and state.line.queued:
             oldest = state.line.oldest()
-            # The very sum of `next_event`: a difference rounds otherwise, and the timer would ring for nothing for ever.
+            # The very sum of `next_event`: a difference rounds otherwise, and the timer would ring for nothing.
             if now < oldest.arrival + codel.oldest_allowed:
                 break
             self._evict(oldest, Reason.CODEL, now)

@@ -72,7 +72,7 @@ def test_removing_a_stranger_is_an_error() -> None:
         line.remove(entry(2))
 
 
-@settings(max_examples=settings.default.max_examples // 5)
+@settings(max_examples=200)
 @given(
     st.lists(st.tuples(st.integers(0, 50), st.booleans()), max_size=60),
     st.sampled_from([1, BLOCK // 2, BLOCK * 3]),

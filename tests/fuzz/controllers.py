@@ -54,7 +54,7 @@ class Caller:
     def decided(self, entry: Entry) -> None:
         """Told once, and never that it runs before it does."""
         self.decisions += 1
-        assert self.decisions == 1, "a waiter was told twice"
+        assert self.decisions == 1, "disorder: a waiter was told twice"
         if entry.state is RUNNING:
             self.pool.holds(entry)
             self.pool.callers.append(entry)
@@ -101,7 +101,7 @@ class Pool:
     def holds(self, entry: Entry) -> None:
         """A caller knows now that it holds a permit."""
         assert entry.state is RUNNING
-        assert entry.position == 0 or entry.granted_at < entry.expires, "work was started after its deadline"
+        assert entry.position == 0 or entry.granted_at < entry.expires, "late: work was started after its deadline"
         self.held += entry.slots
         self.granted += 1
 
@@ -119,7 +119,9 @@ class Pool:
         if entry.position:
             # A tenant's tickets are served in the order they came.
             key = rank, tenant
-            assert entry.number > self.last_number.get(key, 0), "a tenant's later ticket went before its earlier one"
+            assert entry.number > self.last_number.get(key, 0), (
+                "disorder: a tenant's later ticket went before its earlier one"
+            )
             self.last_number[key] = entry.number
 
     async def block(self, rank: int, tenant: str, slots: int, max_wait: float | None, turns: int) -> None:
@@ -142,7 +144,7 @@ class Pool:
         self.refused += 1
         if isinstance(error, TimeoutError):
             assert max_wait is not None
-            assert self.loop.clock >= since + max_wait, "timed out too early"
+            assert self.loop.clock >= since + max_wait, "late: it timed out too early"
             self.timed_out += 1
 
     def enqueue(self, rank: int, tenant: str, slots: int, max_wait: float | None) -> None:
@@ -166,7 +168,7 @@ class Pool:
         rank = int(random.random() * len(self.rules))
         tenant = self.tenants[chance < 0.5]
         slots = 1 if random.random() < 0.85 else 2 + (random.random() < 0.3)
-        max_wait = None if random.random() < 0.6 else (0, 0.5, 1.0, 2.0)[int(random.random() * 4)]
+        max_wait = None if random.random() < 0.5 else (0, 0.25, 0.5, 1.0)[int(random.random() * 4)]
         create = self.loop.create_task
         how = random.random()
         if how < 0.5:
@@ -221,11 +223,11 @@ class Pool:
         """Resize, pause, resume, or let time pass."""
         random, controller = self.random, self.controller
         chance = random.random()
-        if chance < 0.4:
+        if chance < 0.35:
             controller.resize(1 + int(random.random() * 4))
-        elif chance < 0.6:
+        elif chance < 0.7:
             self.loop.clock += 0.5 + random.random()
-        elif chance < 0.75:
+        elif chance < 0.82:
             controller.pause(None if random.random() < 0.5 else self.rules[0].name)
         else:
             controller.resume(None if random.random() < 0.5 else self.rules[0].name)
@@ -236,7 +238,7 @@ class Pool:
         """The accounts, after every step."""
         core = self.core
         in_use, classes = core.in_use, core.classes
-        assert self.held <= in_use, f"callers hold {self.held} slots, the pool knows of {in_use}"
+        assert self.held <= in_use, f"over-granted: callers hold {self.held} slots, the pool knows of {in_use}"
         for rank in self.exempt:
             in_use -= classes[rank].share.held
         if in_use > core.limit and in_use > self.in_use:
@@ -251,13 +253,13 @@ class Pool:
                     # A ticket that became wider than the ceiling while it waited runs alone in its class.
                     if held > cap:
                         running = sum(flow.running for flow in state.fair.flows.values())
-                        assert running == 1, f"class {rank} holds {held} slots: its ceiling is {cap}"
+                        assert running == 1, f"over-granted: class {rank} holds {held} slots, its ceiling is {cap}"
                 self.class_held[rank] = held
         if core.line.queued:
             if core.in_use < core.limit:
                 assert not self.somebody_could_run(), "stuck: a slot is free and a waiter could have it"
             most = core.max_queue_size
-            assert not most or core.line.queued <= most, "the line is longer than its bound"
+            assert not most or core.line.queued <= most, "unbounded: the line is longer than its bound"
         if core.lobby.queued:
             assert not self.somebody_could_enter(), "stuck: there is room in the line and someone in the lobby"
 
@@ -310,7 +312,7 @@ class Pool:
                 self.come()
             elif chance < 0.55:
                 self.end()
-            elif chance < 0.70:
+            elif chance < 0.68:
                 self.cancel()
             elif chance < 0.80:
                 self.steer()
@@ -323,9 +325,11 @@ class Pool:
     async def come_to_an_end(self) -> None:
         """No more pauses, a slot for one at least, and everyone who holds one gives it back."""
         controller, core = self.controller, self.core
+        if self.random.random() < 0.3:
+            self.loop.clock += 1.0
         await self.turn(3)
         late = [entry for entry in core.line.entries() if entry.expires <= self.loop.clock]
-        assert not late, "stuck: a waiter was left in line past its deadline"
+        assert not late, "late: a waiter was left in line past its deadline"
         controller.resume()
         self.check()
         controller.resume(self.rules[0].name)
@@ -343,9 +347,9 @@ class Pool:
                 break
         assert not self.tasks, f"stuck: {len(self.tasks)} tasks never came to an end"
         assert not self.waiting, "stuck: entries of the seam wait for ever"
-        assert not core.in_use, f"{core.in_use} slots lost"
-        assert not core.line.queued, "the line still counts someone"
-        assert not core.lobby.queued, "the lobby still counts someone"
+        assert not core.in_use, f"lost: {core.in_use} slots"
+        assert not core.line.queued, "stuck: someone is left in line"
+        assert not core.lobby.queued, "stuck: someone is left in the lobby"
         self.state_is_bounded()
         self.held = 0
         self.in_use = 0
@@ -363,13 +367,13 @@ class Pool:
         core = self.core
         for state in core.classes:
             flows = state.fair.flows
-            assert len(flows) <= KEPT_FLOWS + 2, f"{len(flows)} tenants are remembered"
+            assert len(flows) <= KEPT_FLOWS + 2, f"unbounded: {len(flows)} tenants are remembered"
             for flow in flows.values():
-                assert not flow.waiting, "a tenant's waiter that is gone still counts"
-                assert not flow.running, "a tenant's work that is gone still counts"
-            assert not state.share.held, "a class holds slots that nobody holds"
-            assert not state.share.credit, "a class keeps credit over an empty line"
-        assert not self.controller._by_id, "tickets that are gone can still be looked up"
+                assert not flow.waiting, "unbounded: a tenant's waiter that is gone still counts"
+                assert not flow.running, "unbounded: a tenant's work that is gone still counts"
+            assert not state.share.held, "lost: a class holds slots that nobody holds"
+            assert not state.share.credit, "disorder: a class keeps credit over an empty line"
+        assert not self.controller._by_id, "unbounded: tickets that are gone can still be looked up"
 
 
 async def _batch(

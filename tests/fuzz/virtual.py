@@ -16,7 +16,7 @@ class NoFiles(selectors.DefaultSelector):
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """No file is ever ready."""
         if timeout is None or timeout > 0:
-            raise Stuck("every task sleeps")
+            raise Stuck("stuck: every task sleeps")
         return []
 
 
