@@ -67,6 +67,7 @@ class QoSAdmission:
     def __init__(
         self, app: ASGIApp, *, controller: AdmissionController | None = None, **options: Unpack[Options]
     ) -> None:
+        self._owned = controller is None
         if controller is None and not options:
             # The composition root stands above this module; only here does anything look up to it.
             from admission.config import middleware_options
@@ -78,8 +79,7 @@ class QoSAdmission:
             _refuse_pool_options(options)
         self.app = app
         self._options = resolved = resolve(options)
-        self._owned = controller is None
-        self._desk = desk = Desk(controller or self._new_controller(), resolved)
+        self._desk = desk = Desk(controller or _new_controller(resolved), resolved)
         self._classifier = _classifier(desk.controller, resolved)
         self._relevant = self._classifier.relevant
         self._status = StatusPages(
@@ -101,7 +101,6 @@ class QoSAdmission:
         """Even a request like many before needs a closer look."""
         self._hook = SignalHook(lambda: self.controller.start_draining())
         self._begun = False
-        self._closed = False
 
     @property
     def controller(self) -> AdmissionController:
@@ -267,10 +266,8 @@ class QoSAdmission:
     def _begin(self, receive: Receive) -> None:
         """On the first request: mounted apps are told of no start."""
         self._begun = True
-        if self._closed:
-            # Served again after its lifespan had ended, as tests do. A pool does not reopen, so here is a new one.
-            self._closed = False
-            self._desk.use(self._new_controller())
+        if self._owned:
+            self.controller.reopen()  # Served again after its lifespan had ended, as tests do.
         self.controller.bind()
         if self._options["drain_on_signal"]:
             self._hook.install()
@@ -279,13 +276,13 @@ class QoSAdmission:
     def _close(self) -> None:
         if self._owned:
             self.controller.start_draining()
-            self._closed = True
         self._hook.uninstall()
         self._begun = False
 
-    def _new_controller(self) -> AdmissionController:
-        mode = BackpressureMode.BLOCK if self._options["mode"] == "block" else BackpressureMode.REJECT
-        return AdmissionController(backpressure_mode=mode, **pool_options(self._options))
+
+def _new_controller(options: Options) -> AdmissionController:
+    mode = BackpressureMode.BLOCK if options["mode"] == "block" else BackpressureMode.REJECT
+    return AdmissionController(backpressure_mode=mode, **pool_options(options))
 
 
 def _classifier(controller: AdmissionController, options: Options) -> Classifier:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any
 
 import anyio
 
-from admission.asgi.body import Message, Receive, Send, Spool
+from admission.asgi.body import Receive, Send, Spool
 from admission.asgi.classify import Verdict
 from admission.asgi.desk import MARK, ASGIApp, Desk
 from admission.asgi.place import Place
-from admission.asgi.responses import Header, Refusal
+from admission.asgi.responses import Refusal
 from admission.errors import Evicted, Rejected
 from admission.line import RUNNING, Entry
 from admission.permit import hold_for_task
@@ -32,7 +32,7 @@ async def serve_websocket(
     """Let one connection in, at once or after it has waited, or deny it."""
     entry = desk.controller.try_start(verdict.rank, verdict.tenant, verdict.slots, verdict.cost)
     if entry is not None:
-        await _serve(desk, app, scope, receive, send, entry, desk.at_once[verdict.rank])
+        await _serve(desk, app, scope, receive, send, entry)
         return
     place = Place(desk.controller, verdict)
     spool = Spool(receive, budget=desk.budget, max_bytes=desk.options["spool_bytes"], on_gone=place.leave)
@@ -83,29 +83,18 @@ async def _wait_and_serve(
     if entry is None:
         return
     spool.hand_over()
-    await _serve(desk, app, scope, spool.receive, send, entry, desk.waited_headers(entry))
+    await _serve(desk, app, scope, spool.receive, send, entry)
 
 
 async def _serve(
-    desk: Desk,
-    app: ASGIApp,
-    scope: MutableMapping[str, Any],
-    receive: Receive,
-    send: Send,
-    entry: Entry,
-    headers: list[Header],
+    desk: Desk, app: ASGIApp, scope: MutableMapping[str, Any], receive: Receive, send: Send, entry: Entry
 ) -> None:
-    def answer(message: Message) -> Awaitable[None]:
-        if message["type"] in ("websocket.accept", "websocket.http.response.start"):
-            message = {**message, "headers": [*message.get("headers", ()), *headers]}
-        return send(message)
-
     # How long a connection lasts says nothing about load, so its end teaches an adaptive limit nothing.
     entry.outer = scope.get(MARK)
     scope[MARK] = entry
     hold_for_task(entry)
     try:
-        await app(scope, receive, answer)
+        await app(scope, receive, send)
     finally:
         if entry.state is RUNNING:
             desk.controller.finish(entry, Outcome.IGNORED)

@@ -1,4 +1,4 @@
-"""A server and a client played by hand: one `Visitor` is one request, from whatever the client sends to what it gets."""
+"""A server and a client played by hand: one `Visitor` is one request, from what it sends to what it gets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the client sends reaches the app unchanged, whoever waited meanwhile; and nobody holds a slot by sending slowly."""
+"""What the client sends reaches the app unchanged, and nobody holds a slot by sending slowly."""
 
 from __future__ import annotations
 

@@ -27,15 +27,20 @@ async def test_sigterm_drains_the_line_and_reaches_the_server(heard: list[int]) 
     """Whoever waits gets 503 at once; the server's own handler is called as ever; running work goes on."""
     gate = Gate()
     pool = guarded(gate)
-    running, waiting = Visitor(), Visitor()
+    running, waiting, over = Visitor(), Visitor(), anyio.Event()
+
+    async def wait() -> None:
+        await waiting.call(pool)
+        over.set()
+
     async with anyio.create_task_group() as group:
         group.start_soon(running.call, pool)
         await settle()
-        group.start_soon(waiting.call, pool)
+        group.start_soon(wait)
         await settle()
         signal.raise_signal(signal.SIGTERM)
-        while not waiting.returned:
-            await anyio.sleep(0)
+        with anyio.fail_after(10):
+            await over.wait()
         assert heard == [signal.SIGTERM]
         assert waiting.status == 503
         gate.open()

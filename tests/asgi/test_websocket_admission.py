@@ -34,7 +34,7 @@ async def test_a_connection_holds_its_permit_to_its_end() -> None:
         group.start_soon(socket.call, pool)
         await settle()
         assert pool.controller.in_flight == 1
-        assert socket.headers["x-queue-position"] == "0"
+        assert socket.sent == [{"type": "websocket.accept", "headers": [(b"x-app", b"yes")]}]
         socket.leave()
     assert pool.controller.in_flight == 0
 
@@ -51,7 +51,7 @@ async def test_a_connection_waits_its_turn() -> None:
         assert second.sent == []
         first.leave()
         await settle()
-        assert second.headers["x-queue-position"] == "1"
+        assert [message["type"] for message in second.sent] == ["websocket.accept"]
         second.leave()
     assert second.most_readers == 1
 
