@@ -88,10 +88,12 @@ class Crew:
     def take_back(self, worker: Worker) -> None:
         """The first step is over: *worker* rests again, or gets up for the steps that were handed to it."""
         self._lent = None
-        if worker.handed is None and not worker.leaving:
-            self._resting.append(worker)
+        if worker.handed is not None:
+            self._rouse(worker, seeks=False)
+        elif worker.leaving or (worker.task is not None and worker.task.cancelling()):
+            self._rouse(worker, seeks=True)  # It leaves; what cancelled it was meant for the task it had lent its name.
         else:
-            self._rouse(worker, seeks=worker.handed is None)
+            self._resting.append(worker)
 
     def rest(self, worker: Worker) -> None:
         """*worker* is about to sleep until it is called."""

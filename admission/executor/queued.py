@@ -280,9 +280,9 @@ class QueuedExecutor(Generic[TaskT, ResultT]):
             return assignment
         try:
             assignment.enter()
-        except Rejected:
+        except BaseException as error:
             self._tally.submitted -= 1
-            self._tally.refused += 1
+            self._tally.refused += isinstance(error, Rejected)
             raise
         if assignment.in_lobby:
             await assignment.in_line()
@@ -367,10 +367,9 @@ class QueuedExecutor(Generic[TaskT, ResultT]):
         """Monotonic seconds, for deadlines."""
         return self.controller.now()
 
-    def works_here(self) -> bool:
-        """Whether the running event loop is the one it works on, or it may start here."""
-        desk = self._desk
-        return desk is None or desk.loop.is_current()
+    def takes_tasks_here(self) -> bool:
+        """Whether it was not drained, and works on the running event loop or on none yet."""
+        return not self._closing and (self._desk is None or self._desk.loop.is_current())
 
     @property
     def is_running(self) -> bool:
@@ -508,6 +507,8 @@ class QueuedExecutor(Generic[TaskT, ResultT]):
             timeout = usual.timeout
         elif timeout is not None and not timeout > 0:
             within("timeout", timeout, 0, above_low=True)
+        if not isinstance(max_wait, Unset):
+            within("max_wait", max_wait, 0)
         return Options(
             timeout,
             max_wait,
@@ -646,9 +647,9 @@ _default: QueuedExecutor[Callable[..., object], object] | None = None
 def default_executor() -> QueuedExecutor[Callable[..., object], object]:
     """The process's executor for whoever has none of their own: `await default_executor().submit(fetch, url)`.
 
-    It has all defaults. A new event loop gets a new one.
+    It has all defaults. A new event loop gets a new one, and so does whoever asks after it was drained.
     """
     global _default
-    if _default is None or not _default.works_here():
+    if _default is None or not _default.takes_tasks_here():
         _default = QueuedExecutor(name="default-executor")
     return _default

@@ -297,7 +297,7 @@ class Worker:
         elif isinstance(error, asyncio.CancelledError) and self.task is not None:
             self._cancelled(assignment, self.task, error)
         elif self.task is None and _holds_cancelled(error):
-            assignment.stop(TaskCancelled(f"task {assignment.id}: the event loop ended"))
+            assignment.stop(TaskCancelled(f"task {assignment.id}: its event loop task was cancelled"))
             raise error
         else:
             assignment.fail(error)
@@ -311,7 +311,7 @@ class Worker:
     def _cancelled(self, assignment: Assignment[Any], task: asyncio.Task[None], error: asyncio.CancelledError) -> None:
         interrupted = self._take_pokes_back(task)
         if task.cancelling():
-            assignment.stop(TaskCancelled(f"task {assignment.id}: the event loop ended"))
+            assignment.stop(TaskCancelled(f"task {assignment.id}: its event loop task was cancelled"))
             raise error
         if interrupted:
             self._interrupted(assignment)
