@@ -8,6 +8,8 @@
 worker pool. What is not named here is not public.
 """
 
+from admission.asgi import QoSAdmission
+from admission.config import Settings
 from admission.controller import AdmissionController, TicketStatus
 from admission.errors import (
     AdmissionError,
@@ -21,8 +23,10 @@ from admission.errors import (
     TaskTimeout,
     WaitTimeout,
 )
+from admission.executor import QueuedExecutor, default_executor
 from admission.permit import Permit, current_permit, current_ticket
 from admission.policy.limit import AimdLimit, FixedLimit, GradientLimit, Limit, VegasLimit, WindowedLimit
+from admission.policy.retry import Retry
 from admission.types import (
     BackpressureMode,
     Outcome,
@@ -50,11 +54,15 @@ __all__ = [
     "Permit",
     "Priority",
     "PriorityClass",
+    "QoSAdmission",
     "QueueFull",
+    "QueuedExecutor",
     "Reason",
     "Refusal",
     "Rejected",
+    "Retry",
     "Sample",
+    "Settings",
     "Snapshot",
     "TaskTimeout",
     "Ticket",
@@ -64,4 +72,5 @@ __all__ = [
     "WindowedLimit",
     "current_permit",
     "current_ticket",
+    "default_executor",
 ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from admission.events import Event, Evicted, Granted, LimitChanged, Observer, Queued, Rejected, Released
@@ -21,8 +22,10 @@ class Announcer:
 
     def __init__(self, controller: AdmissionController, observers: Sequence[Observer]) -> None:
         self._controller = controller
-        self._observers = tuple(observers)
+        self._observers = observers
         self._limit = controller.limit
+        self._later: list[Event] | None = None
+        """Events held back until another was told."""
         self.errors = 0
         """Exceptions that observers raised; each was logged."""
 
@@ -44,12 +47,27 @@ class Announcer:
         else:
             self._tell(Evicted(ticket=ticket, reason=entry.reason, waited=ticket.waited))
 
+    @contextmanager
+    def after(self) -> Iterator[None]:
+        """Hold back what is told in this block, but for `released`, until its end."""
+        outer = self._later
+        later: list[Event] = []
+        self._later = later
+        try:
+            yield
+        finally:
+            self._later = outer
+            for event in later:
+                self._tell(event)
+
     def released(self, entry: Entry, now: float, outcome: Outcome, actual_cost: float | None) -> None:
-        """A running ticket ended."""
+        """A running ticket ended; what was held back comes after it."""
         ticket, ran = self._controller.ticket_of(entry), now - entry.granted_at
         cost = entry.cost if actual_cost is None else actual_cost
+        later, self._later = self._later, None
         self._tell(Released(ticket=ticket, ran=ran, outcome=outcome, actual_cost=cost))
         self.watch_limit()
+        self._later = later
 
     def watch_limit(self) -> None:
         """Tell when the limit has moved since the last look."""
@@ -63,6 +81,9 @@ class Announcer:
         return _Announced(self, waiter)
 
     def _tell(self, event: Event) -> None:
+        if self._later is not None:
+            self._later.append(event)
+            return
         for observer in self._observers:
             try:
                 observer.observe(event)

@@ -130,7 +130,8 @@ class AdmissionController:
         self._backend.adopt(self)
         self._retry_after = retry_after
         self._top_tenants = top_tenants
-        self._announcer = Announcer(self, observers) if observers else None
+        self.observers = tuple(observers)
+        self._announcer = Announcer(self, self.observers) if observers else None
         self.start_at = self._backend.try_start if self._announcer is None else self._start_and_tell
         """`try_start` with nothing around it: `(now, rank, tenant, slots, cost)`, all of which must be right."""
         self.finish_at = self._backend.try_finish if self._announcer is None else _never_finishes
@@ -321,11 +322,15 @@ class AdmissionController:
             ValueError: The entry does not run.
         """
         now = self.now()
-        self._backend.release(now, entry, outcome, actual_cost, rtt)
         if entry.id is not None:
             self._by_id.pop(entry.id, None)
-        if self._announcer is not None:
-            self._announcer.released(entry, now, outcome, actual_cost)
+        if self._announcer is None:
+            self._backend.release(now, entry, outcome, actual_cost, rtt)
+        else:
+            # The others' grants are told after the release that made room for them.
+            with self._announcer.after():
+                self._backend.release(now, entry, outcome, actual_cost, rtt)
+                self._announcer.released(entry, now, outcome, actual_cost)
         if self._idle:
             self._wake_idle()
 
@@ -476,7 +481,7 @@ class AdmissionController:
 
     def pause(self, priority: Priority | str | None = None) -> None:
         """Start nothing more, or nothing more of one class; newcomers go on waiting."""
-        self._backend.pause(None if priority is None else self.rank_of(priority))
+        self._backend.pause(self.now(), None if priority is None else self.rank_of(priority))
 
     def resume(self, priority: Priority | str | None = None) -> None:
         """Take a pause back."""
@@ -487,6 +492,12 @@ class AdmissionController:
         if not self._draining:
             self._draining = True
             self._backend.close(self.now())
+
+    def reopen(self) -> None:
+        """Take newcomers in again after a drain; nothing in a pool that is open."""
+        if self._draining:
+            self._draining = False
+            self._backend.reopen()
 
     async def drain(self, grace: float | None = None) -> bool:
         """`start_draining`, then wait until running work has ended; True when it all did.
@@ -512,8 +523,7 @@ class AdmissionController:
         return not self._backend.in_flight
 
     async def __aenter__(self) -> AdmissionController:
-        if self._draining:
-            raise NotRunning(f"pool {self.name!r} was closed; make a new controller")
+        self.reopen()
         self.bind()
         return self
 

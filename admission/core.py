@@ -456,13 +456,17 @@ class Core:
         self._set_limit(limit.slots)
         return self._settle(now)
 
-    def pause(self, rank: int | None = None) -> None:
-        """Start nothing more, or nothing more of one class; exempt classes go on."""
+    def pause(self, now: float, rank: int | None = None) -> Decisions:
+        """Start nothing more, or nothing more of one class; exempt classes go on.
+
+        Whoever stood behind a wide head of that class may run at once.
+        """
         if rank is None:
             self.paused = True
         else:
             self.classes[rank].share.pause(True, self.limit)
         self._refresh()
+        return self._settle(now)
 
     def resume(self, now: float, rank: int | None = None) -> Decisions:
         """Take a pause back."""

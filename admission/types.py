@@ -282,8 +282,10 @@ class TenantSnapshot:
 
     tenant: str
     priority: str
-    in_flight: int
+    running: int
+    """Tickets that hold slots."""
     queued: int
+    """Tickets in line or lobby."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

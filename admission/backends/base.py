@@ -62,7 +62,7 @@ class Backend(Protocol):
     def resize(self, now: float, limit: Limit) -> None:
         """From now on *limit* says how many slots there are."""
 
-    def pause(self, rank: int | None) -> None:
+    def pause(self, now: float, rank: int | None) -> None:
         """Start nothing more, of one class or of all."""
 
     def resume(self, now: float, rank: int | None) -> None:
@@ -70,6 +70,9 @@ class Backend(Protocol):
 
     def close(self, now: float) -> None:
         """Drain: evict all waiters, refuse newcomers."""
+
+    def reopen(self) -> None:
+        """Take newcomers in again."""
 
     def position(self, entry: Entry) -> int:
         """1 + the tickets before it; 0 when it runs or is gone."""

@@ -78,9 +78,9 @@ class MemoryBackend:
         """See `Backend.resize`."""
         self._deliver(now, self._core.resize(now, limit))
 
-    def pause(self, rank: int | None) -> None:
+    def pause(self, now: float, rank: int | None) -> None:
         """See `Backend.pause`."""
-        self._core.pause(rank)
+        self._deliver(now, self._core.pause(now, rank))
 
     def resume(self, now: float, rank: int | None) -> None:
         """See `Backend.resume`."""
@@ -92,6 +92,10 @@ class MemoryBackend:
         if self._timer is not None:
             self._timer.cancel()
             self._timer, self._armed_for = None, math.inf
+
+    def reopen(self) -> None:
+        """See `Backend.reopen`."""
+        self._core.reopen()
 
     def position(self, entry: Entry) -> int:
         """See `Backend.position`."""
@@ -132,12 +136,12 @@ class MemoryBackend:
         """The pool as it stands."""
         core = self._core
         tenants = [
-            TenantSnapshot(tenant=flow.tenant, priority=state.rules.name, in_flight=flow.running, queued=flow.waiting)
+            TenantSnapshot(tenant=flow.tenant, priority=state.rules.name, running=flow.running, queued=flow.waiting)
             for state in core.classes
             for flow in state.fair.flows.values()
             if flow.running or flow.waiting
         ]
-        tenants.sort(key=lambda tenant: (-tenant.queued - tenant.in_flight, tenant.tenant))
+        tenants.sort(key=lambda tenant: (-tenant.queued - tenant.running, tenant.tenant))
         return Snapshot(
             pool=name,
             mode=core.mode,

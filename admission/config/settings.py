@@ -39,6 +39,7 @@ from admission.config.tables import (
 from admission.controller import AdmissionController
 from admission.events import Observer
 from admission.observability.logging import LogObserver
+from admission.observability.tenants import TenantTotals
 from admission.types import DEFAULT_CLASSES, PriorityClass
 
 
@@ -182,6 +183,8 @@ class Settings(BaseSettings):
         observers: list[Observer] = []
         if self.log_events:
             observers.append(LogObserver(tenants=self.log_tenants))
+        if self.metrics_tenants:
+            observers.append(TenantTotals(most=self.metrics_tenants))
         if self.tracing:
             from admission.observability.tracing import TracingObserver
 

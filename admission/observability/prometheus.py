@@ -28,10 +28,8 @@ from prometheus_client.registry import Collector
 
 from admission.errors import NotRunning
 from admission.observability.lag import LoopLag
+from admission.observability.tenants import OTHER, TenantTotal, TenantTotals
 from admission.types import ClassSnapshot, HistogramSnapshot, Outcome, Reason, Snapshot, within
-
-OTHER = "other"
-"""Label of all tenants that have none of their own."""
 
 _REJECTED = tuple(reason for reason in Reason if reason.startswith("rejected-"))
 _EVICTED = tuple(reason for reason in Reason if reason.startswith("evicted-"))
@@ -56,15 +54,6 @@ class Executor(Protocol):
     """A `QueuedExecutor`, or anything else whose status has the attributes of an `ExecutorStatus`."""
 
     def get_status(self) -> object: ...
-
-
-class TenantTotals(Protocol):
-    """What one tenant was given and refused since the pool started."""
-
-    @property
-    def granted(self) -> int: ...
-    @property
-    def refused(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +194,7 @@ class PoolCollector(Collector):
     def _families(
         self,
         snapshots: Sequence[Snapshot],
-        totals: Mapping[str, Mapping[str, TenantTotals]],
+        totals: Mapping[str, Mapping[str, TenantTotal]],
         executors: Sequence[object],
         middlewares: Sequence[Middleware],
     ) -> list[Metric]:
@@ -322,35 +311,39 @@ def _read(pool: Pool) -> Snapshot | None:
 def _tenant_gauges(prefix: str, snapshots: Iterable[Snapshot], named: int) -> tuple[Metric, Metric]:
     labels = ("pool", "tenant")
     queued = GaugeMetricFamily(prefix + "tenant_queue_size", "Requests in line, by tenant.", labels=labels)
-    in_flight = GaugeMetricFamily(prefix + "tenant_in_flight_slots", "Slots held, by tenant.", labels=labels)
+    running = GaugeMetricFamily(prefix + "tenant_running", "Requests running, by tenant.", labels=labels)
     for snapshot in snapshots if named else ():
         # The snapshot names only the busiest tenants: whoever it does not name is in the difference.
-        rest = [snapshot.queued, snapshot.in_flight]
-        for tenant, (waiting, running) in _busiest(snapshot, named).items():
-            queued.add_metric([snapshot.pool, tenant], waiting)
-            in_flight.add_metric([snapshot.pool, tenant], running)
-            rest = [rest[0] - waiting, rest[1] - running]
-        queued.add_metric([snapshot.pool, OTHER], rest[0])
-        in_flight.add_metric([snapshot.pool, OTHER], rest[1])
-    return queued, in_flight
+        waiting_rest = snapshot.queued + snapshot.lobby
+        running_rest = sum(seen.running for seen in snapshot.classes)
+        for tenant, (waits, runs) in _busiest(snapshot, named).items():
+            queued.add_metric([snapshot.pool, tenant], waits)
+            running.add_metric([snapshot.pool, tenant], runs)
+            waiting_rest -= waits
+            running_rest -= runs
+        queued.add_metric([snapshot.pool, OTHER], waiting_rest)
+        running.add_metric([snapshot.pool, OTHER], running_rest)
+    return queued, running
 
 
 def _busiest(snapshot: Snapshot, named: int) -> dict[str, tuple[int, int]]:
-    """Waiting and slots held of the first *named* tenants, over all classes."""
+    """Waiting and running tickets of the first *named* tenants, over all classes."""
     found: dict[str, tuple[int, int]] = {}
     for seen in snapshot.tenants:
         if seen.tenant not in ("", OTHER) and (seen.tenant in found or len(found) < named):
-            queued, in_flight = found.get(seen.tenant, (0, 0))
-            found[seen.tenant] = (queued + seen.queued, in_flight + seen.in_flight)
+            queued, running = found.get(seen.tenant, (0, 0))
+            found[seen.tenant] = (queued + seen.queued, running + seen.running)
     return found
 
 
-def _tenant_totals(pool: Pool) -> Mapping[str, TenantTotals]:
-    read = getattr(pool, "top_tenants_counts", None)
-    return {} if read is None else read()
+def _tenant_totals(pool: Pool) -> Mapping[str, TenantTotal]:
+    for observer in getattr(pool, "observers", ()):
+        if isinstance(observer, TenantTotals):
+            return observer.totals
+    return {}
 
 
-def _tenant_counters(prefix: str, totals: Mapping[str, Mapping[str, TenantTotals]]) -> tuple[Metric, Metric]:
+def _tenant_counters(prefix: str, totals: Mapping[str, Mapping[str, TenantTotal]]) -> tuple[Metric, Metric]:
     labels = ("pool", "tenant")
     granted = CounterMetricFamily(prefix + "tenant_requests_granted", "Requests let in, by tenant.", labels=labels)
     refused = CounterMetricFamily(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from admission.executor.status import ExecutorStatus
+from admission.observability.tenants import TenantTotals
 from admission.types import (
     BackpressureMode,
     ClassSnapshot,
@@ -77,8 +78,8 @@ POOL = Snapshot(
     drain_rate=None,
     classes=(IDLE_CLASS, BUSY_CLASS),
     tenants=(
-        TenantSnapshot(tenant="acme", priority="batch", in_flight=1, queued=2),
-        TenantSnapshot(tenant="nobody in particular", priority="batch", in_flight=1, queued=1),
+        TenantSnapshot(tenant="acme", priority="batch", running=1, queued=2),
+        TenantSnapshot(tenant="nobody in particular", priority="batch", running=1, queued=1),
     ),
     tenants_active=4,
 )
@@ -114,24 +115,15 @@ EXECUTOR = ExecutorStatus(
 )
 
 
-@dataclass(frozen=True)
-class Totals:
-    granted: int
-    refused: int
-
-
 @dataclass
 class FakePool:
     """A pool that always looks the same."""
 
     seen: Snapshot = POOL
-    totals: dict[str, Totals] = field(default_factory=dict)
+    observers: tuple[TenantTotals, ...] = ()
 
     def snapshot(self) -> Snapshot:
         return self.seen
-
-    def top_tenants_counts(self) -> dict[str, Totals]:
-        return self.totals
 
 
 class FakeExecutor:

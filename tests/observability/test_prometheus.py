@@ -6,18 +6,21 @@ from dataclasses import replace
 
 import anyio
 import pytest
-from pools import BUSY_CLASS, IDLE_CLASS, POOL, FakeExecutor, FakePool, Totals
+from pools import BUSY_CLASS, IDLE_CLASS, POOL, FakeExecutor, FakePool
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
+from tickets import ticket
 
 from admission.asgi.middleware import QoSAdmission
 from admission.controller import AdmissionController
 from admission.errors import QueueFull
+from admission.events import Granted, Rejected
 from admission.observability.prometheus import PoolCollector
-from admission.types import TenantSnapshot
+from admission.observability.tenants import TenantTotals
+from admission.types import Reason, TenantSnapshot
 
 
 class Still:
@@ -142,29 +145,32 @@ def test_tenants_are_not_named_unless_asked_for() -> None:
 
 
 def test_the_busiest_tenants_are_named_and_the_rest_are_other() -> None:
-    """Top-N by name; the tenants' lines add up to the whole line, their slots to the slots in use."""
+    """Top-N by name; the tenants' lines add up to the whole line, their requests to those running."""
     collector = PoolCollector(FakePool(), tenants=1)
     assert value(collector, "admission_tenant_queue_size", tenant="acme") == 2
-    assert value(collector, "admission_tenant_queue_size", tenant="other") == 3
-    assert value(collector, "admission_tenant_in_flight_slots", tenant="acme") == 1
-    assert value(collector, "admission_tenant_in_flight_slots", tenant="other") == 2
+    assert value(collector, "admission_tenant_queue_size", tenant="other") == 4
+    assert value(collector, "admission_tenant_running", tenant="acme") == 1
+    assert value(collector, "admission_tenant_running", tenant="other") == 1
 
 
 def test_ten_thousand_tenants_are_as_many_series_as_asked_for() -> None:
     """The scrape does not grow with the number of tenants."""
-    many = tuple(
-        TenantSnapshot(tenant=f"t{number}", priority="batch", in_flight=0, queued=1) for number in range(10_000)
-    )
+    many = tuple(TenantSnapshot(tenant=f"t{number}", priority="batch", running=0, queued=1) for number in range(10_000))
     samples = scrape(PoolCollector(FakePool(replace(POOL, queued=10_000, tenants=many)), tenants=20))
     by_tenant = {dict(labels)["tenant"] for _, labels in samples if "tenant" in dict(labels)}
     assert len(by_tenant) == 21
 
 
-def test_totals_by_tenant_are_shown_when_the_pool_keeps_them() -> None:
+def test_totals_by_tenant_are_shown_when_an_observer_counts_them() -> None:
     """Counters need a memory; a pool that has one shows it."""
-    collector = PoolCollector(FakePool(totals={"acme": Totals(7, 1), "other": Totals(2, 4)}))
-    assert value(collector, "admission_tenant_requests_granted_total", tenant="acme") == 7
-    assert value(collector, "admission_tenant_requests_refused_total", tenant="other") == 4
+    totals = TenantTotals(most=1)
+    for tenant in ("acme", "acme", "late", ""):
+        totals.observe(Granted(ticket=ticket(tenant=tenant), waited=0.0))
+    totals.observe(Rejected(ticket=ticket(tenant="acme"), reason=Reason.QUEUE_FULL))
+    collector = PoolCollector(FakePool(observers=(totals,)))
+    assert value(collector, "admission_tenant_requests_granted_total", tenant="acme") == 2
+    assert value(collector, "admission_tenant_requests_refused_total", tenant="acme") == 1
+    assert value(collector, "admission_tenant_requests_granted_total", tenant="other") == 2
 
 
 def test_a_pool_nobody_has_used_yet_has_no_samples() -> None:
@@ -176,7 +182,9 @@ def test_a_pool_nobody_has_used_yet_has_no_samples() -> None:
 def test_a_hostile_tenant_name_stays_inside_its_label() -> None:
     """Quotes, newlines and backslashes in a name cannot forge a sample."""
     name = 'x"} 1\nforged_total{a="\\'
-    collector = PoolCollector(FakePool(totals={name: Totals(1, 0)}))
+    totals = TenantTotals()
+    totals.observe(Granted(ticket=ticket(tenant=name), waited=0.0))
+    collector = PoolCollector(FakePool(observers=(totals,)))
     assert value(collector, "admission_tenant_requests_granted_total", tenant=name) == 1
     assert "forged_total" not in names(collector)
 
