@@ -120,8 +120,7 @@ class Lockstep:
 
     def pause(self, rank: int | None) -> None:
         """Start nothing more."""
-        self.core.pause(rank)
-        self.model.pause(rank)
+        self.same(self.core.pause(self.now, rank), self.model.pause(self.now, rank))
 
     def resume(self, rank: int | None) -> None:
         """Go on."""

@@ -219,12 +219,16 @@ class Model:
         self.settle(out)
         return out
 
-    def pause(self, rank: int | None) -> None:
+    def pause(self, now: float, rank: int | None) -> Outcomes:
         """Start nothing more."""
+        self.now = now
         if rank is None:
             self.paused = True
         else:
             self.rooms[rank].paused = True
+        out = Outcomes([], [], [])
+        self.settle(out)
+        return out
 
     def resume(self, now: float, rank: int | None) -> Outcomes:
         """Go on."""

@@ -114,7 +114,7 @@ def test_an_exempt_class_runs_whatever_the_load_and_is_counted() -> None:
     """Health checks get through a full, paused pool; others do not get their slots."""
     core = make(classes=(PriorityClass(name="probe", exempt=True), PriorityClass(name="low")))
     come(core, LOW)
-    core.pause()
+    core.pause(0)
     assert come(core, HIGH, slots=3).state is RUNNING
     assert core.in_use == 4
 
@@ -202,7 +202,7 @@ def test_the_flooder_loses_its_place_first() -> None:
 def test_whoever_can_run_at_once_is_not_refused_for_a_full_line() -> None:
     """The line may be full of a class that is held back."""
     core = make(limit=2, max_queue_size=1)
-    core.pause(LOW)
+    core.pause(0, LOW)
     come(core, LOW)
     assert come(core, HIGH).state is RUNNING
 
@@ -310,7 +310,7 @@ def test_nothing_is_left_in_the_deadline_heap_of_who_went() -> None:
 def test_a_paused_pool_starts_nothing_and_a_resumed_one_everything() -> None:
     """Newcomers wait meanwhile."""
     core = make(limit=2)
-    core.pause()
+    core.pause(0)
     first, second = come(core), come(core)
     assert core.held_back_by(first, 0) == "paused"
     assert core.resume(0).granted == [first, second]
@@ -319,10 +319,19 @@ def test_a_paused_pool_starts_nothing_and_a_resumed_one_everything() -> None:
 def test_a_paused_class_holds_nobody_else_back() -> None:
     """Its waiters are passed over."""
     core = make()
-    core.pause(HIGH)
+    core.pause(0, HIGH)
     high = come(core, HIGH)
     assert come(core, LOW).state is RUNNING
     assert core.held_back_by(high, 0) == "class-paused"
+
+
+def test_pausing_a_class_lets_go_whom_its_wide_head_held_up() -> None:
+    """Found by the fuzzer: a paused class is passed over, and so is its claim to the free slots."""
+    core = make(limit=3)
+    come(core), come(core)
+    wide, low = come(core, slots=2), come(core, LOW)
+    assert core.pause(0, HIGH).granted == [low]
+    assert wide.state is WAITING
 
 
 def test_closing_evicts_who_waits_and_refuses_newcomers() -> None:
