@@ -15,21 +15,19 @@ import hashlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from functools import partial
 from json import JSONDecodeError
 
 import anyio
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from smollm import BadRequest, ChatJob, Chunk, SmolLM2, gather
+from smollm import BadRequest, ChatJob, Chunk, SmolLM2, Usage, gather
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from admission import AdmissionController, PriorityClass, QoSAdmission, QueuedExecutor
-from admission.asgi.classify import Classification, Tenant
+from admission import AdmissionController, PriorityClass, QoSAdmission, QueuedExecutor, current_permit
+from admission.asgi import Classification, Tenant
 from admission.observability.prometheus import PoolCollector
-from admission.permit import current_permit
 
 CLASSES = [
     PriorityClass(name="enterprise"),
@@ -49,11 +47,15 @@ USUAL_TOKENS = 64
 """What a request costs its tenant until its real usage is known."""
 
 
-async def generate(executor: QueuedExecutor, body: dict[str, object]) -> AsyncGenerator[Chunk]:
+async def generate(executor: QueuedExecutor[ChatJob, Usage], body: dict[str, object]) -> AsyncGenerator[Chunk]:
     """The chunks of one answer as the model makes them. Closing it stops the model at its next token."""
     loop = asyncio.get_running_loop()
     chunks: asyncio.Queue[Chunk | None] = asyncio.Queue()
-    job = ChatJob(body=body, emit=partial(loop.call_soon_threadsafe, chunks.put_nowait))
+
+    def emit(chunk: Chunk) -> None:  # Called in the model's thread.
+        loop.call_soon_threadsafe(chunks.put_nowait, chunk)
+
+    job = ChatJob(body=body, emit=emit)
     permit = current_permit()
     running = asyncio.create_task(executor.execute(job))
     running.add_done_callback(lambda _: chunks.put_nowait(None))
@@ -124,7 +126,7 @@ def create_app(model: SmolLM2 | None = None, *, slots: int = 2, max_queue_size: 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         engine = model or await asyncio.to_thread(SmolLM2, parallel=slots)
-        executor = QueuedExecutor(executor=engine, max_workers=slots, controller=controller)
+        executor = QueuedExecutor(engine, controller=controller, thread_pool_size=slots, max_dead_letters=0)
         registry = CollectorRegistry()
         registry.register(PoolCollector(controller, executors=[executor]))
         app.state.executor, app.state.registry = executor, registry

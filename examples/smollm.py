@@ -89,7 +89,11 @@ class SmolLM2:
         params.model_alias = {self.name}
         params.n_parallel = parallel
         params.n_ctx = context * parallel
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = min(4, os.cpu_count() or 1)
+        for threads in (params.cpuparams, params.cpuparams_batch):
+            # A core is left to the server: llama.cpp's threads wait for each other at every step, by spinning, so one
+            # that has to share its core slows all of them down tenfold.
+            threads.n_threads = max(1, min(4, (os.cpu_count() or 1) - 1))
+            threads.poll = 0
         params.verbosity = -1
         # llama.cpp opens a loopback port of its own, which would be a way around the queue: lock it.
         params.api_keys = [secrets.token_hex(32)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from admission.demo.traffic import Tally
@@ -19,20 +20,28 @@ def quantile(values: Sequence[float], q: float) -> float | None:
     return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
 
 
-def table(snapshot: Snapshot, tallies: Mapping[str, Tally], *, tokens_over: float | None = None) -> Table:
+def table(snapshot: Snapshot, tallies: Mapping[str, Tally], *, elapsed: float, whole: bool = False) -> Table:
     """The state of every class, at most 80 columns wide.
 
     Args:
-        tokens_over: Seconds to average tokens per second over. None: the last `TOKEN_WINDOW` seconds.
+        elapsed: Seconds since the traffic began.
+        whole: Average tokens per second over all of them, not over the last `TOKEN_WINDOW` seconds.
     """
     now = time.monotonic()
-    out = Table(title=f"limit {snapshot.limit}, line {snapshot.queued}/{snapshot.max_queue_size}")
-    out.add_column("class")
-    for heading in ("in flight", "queued", "wait p50", "p99", "tokens/s", "served", "refused"):
-        out.add_column(heading, justify="right")
+    out = Table(
+        title=f"After {elapsed:.0f} s: {snapshot.in_flight} of {snapshot.limit} slots in use, "
+        f"{snapshot.queued} of {snapshot.max_queue_size} places in line",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 0, 0, 1),
+    )
+    out.add_column("class", no_wrap=True)
+    for heading in ("in flight", "queued", "wait p50", "wait p99", "tokens/s", "served", "refused"):
+        out.add_column(heading, justify="right", no_wrap=True)
     for tier, tally in tallies.items():
         of_class = snapshot.of(tier)
-        rate = tally.tokens / tokens_over if tokens_over else tally.rate(now)
+        rate = tally.tokens / elapsed if whole else tally.rate(now)
         out.add_row(
             tier,
             str(of_class.in_flight),

@@ -24,6 +24,9 @@ from admission.demo.report import disagreements, table
 from admission.demo.traffic import PATIENCE, SHARES, Arrival, DemoError, Traffic, plan
 from admission.types import Snapshot, within
 
+LEAST_CAPACITY = 0.5
+"""Requests per second the traffic is made for at least: a machine in trouble shall still see some."""
+
 
 class Model(Protocol):
     """What the demo reads from the example's model."""
@@ -121,7 +124,7 @@ class Demo:
             await _idle(pool)
             before, tokens_before = pool.snapshot(), model.tokens
             arrivals = plan(
-                capacity=capacity,
+                capacity=max(capacity, LEAST_CAPACITY),
                 seconds=self._seconds,
                 prompts=self._prompts,
                 keys=keys,
@@ -135,7 +138,7 @@ class Demo:
             await self._watch(server, pool, traffic, arrivals)
         await _idle(pool)
         after, took = pool.snapshot(), time.monotonic() - traffic.started
-        self._out.print(table(after, traffic.tallies, tokens_over=took))
+        self._out.print(table(after, traffic.tallies, elapsed=took, whole=True), "")
         self.problems += disagreements(before, after, traffic.tallies)
         counted = sum(tally.tokens for tally in traffic.tallies.values())
         if model.tokens - tokens_before != counted:
@@ -163,11 +166,11 @@ class Demo:
                 if time.monotonic() - shown < every:
                     continue
                 shown = time.monotonic()
-                picture = table(pool.snapshot(), traffic.tallies)
+                picture = table(pool.snapshot(), traffic.tallies, elapsed=shown - traffic.started)
                 if live:
                     live.update(picture, refresh=True)
                 else:
-                    self._out.print(picture)
+                    self._out.print(picture, "")
         await sending
 
 
@@ -221,7 +224,7 @@ def examples_folder() -> Path:
     Raises:
         DemoError: Neither is there.
     """
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     for folder in (package / "_examples", package.parent / "examples"):
         if (folder / "chat_server.py").is_file():
             return folder

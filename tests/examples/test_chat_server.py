@@ -90,25 +90,32 @@ def until(condition: Callable[[], bool], seconds: float = 30) -> None:
 
 
 def pool_at(url: str) -> dict[str, Any]:
-    """The status page of the server's one pool."""
-    return httpx2.get(f"{url}/-/admission/status").raise_for_status().json()
+    """The server's pool, as its status page shows it."""
+    shown: dict[str, Any] = httpx2.get(f"{url}/-/admission/status").raise_for_status().json()["pool"]
+    return shown
 
 
 @contextmanager
-def full_line(url: str, *, tokens: int) -> Iterator[None]:
-    """One generation of *tokens* tokens runs and another one waits in a line of one."""
+def full_line(url: str) -> Iterator[threading.Event]:
+    """One client is served and another one waits in a line of one, until the event is set or the block is left."""
+    enough = threading.Event()
 
     def ask() -> None:
         with client_of(url, max_retries=0) as client:
-            client.chat.completions.create(model=MODEL, messages=STORY, max_tokens=tokens)
+            story = client.chat.completions.create(model=MODEL, messages=STORY, max_tokens=900, stream=True)
+            with story:
+                for _ in story:
+                    if enough.is_set():
+                        return
 
     threads = [threading.Thread(target=ask) for _ in range(2)]
     for number, thread in enumerate(threads):
         thread.start()
         until(lambda queued=number: _fill(url) == (1, queued))
     try:
-        yield
+        yield enough
     finally:
+        enough.set()
         for thread in threads:
             thread.join(timeout=60)
 
@@ -192,7 +199,7 @@ def test_a_prompt_longer_than_the_context_is_a_400_also_as_a_stream(url: str) ->
 def test_a_full_line_is_a_rate_limit_error_with_a_code(narrow_url: str) -> None:
     """With the slot and the line taken, the next one is refused, with a reason and a time to come back."""
     with (
-        full_line(narrow_url, tokens=60),
+        full_line(narrow_url),
         client_of(narrow_url, max_retries=0) as client,
         pytest.raises(openai.RateLimitError) as refused,
     ):
@@ -205,16 +212,19 @@ def test_a_full_line_is_a_rate_limit_error_with_a_code(narrow_url: str) -> None:
 def test_a_refused_client_comes_back_and_is_served(narrow_url: str) -> None:
     """The openai client on its defaults waits as long as Retry-After says, and then succeeds."""
     statuses: list[int] = []
-    note = {"response": [lambda response: statuses.append(response.status_code)]}
-    with (
-        openai.DefaultHttpxClient(event_hooks=note) as http,
-        full_line(narrow_url, tokens=30),
-        client_of(narrow_url, http_client=http) as client,
-    ):
-        answer = client.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=1)
+    with full_line(narrow_url) as enough:
+
+        def note(response: httpx2.Response) -> None:
+            statuses.append(response.status_code)
+            enough.set()
+
+        with (
+            openai.DefaultHttpxClient(event_hooks={"response": [note]}) as http,
+            client_of(narrow_url, http_client=http) as client,
+        ):
+            answer = client.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=1)
     assert answer.choices
-    assert statuses[0] == 429
-    assert statuses[-1] == 200
+    assert statuses == [429, 200]
 
 
 def test_a_client_that_leaves_its_stream_stops_the_model(url: str, model: Any) -> None:
@@ -242,7 +252,7 @@ def test_a_client_that_gives_up_on_one_answer_stops_the_model(url: str, model: A
 
 def test_health_and_metrics_answer_while_every_slot_is_taken(narrow_url: str) -> None:
     """They are exempt: a busy model is no reason to be restarted or to go blind."""
-    with full_line(narrow_url, tokens=60):
+    with full_line(narrow_url):
         assert httpx2.get(f"{narrow_url}/health").json() == {"status": "ok"}
         text = httpx2.get(f"{narrow_url}/metrics").text
     assert 'admission_queue_size{pool="chat",priority="all"} 1.0' in text
