@@ -3,6 +3,9 @@
 Servers wait for running requests before they tell the app that it is over (`lifespan.shutdown`). Requests in line count
 as running there, so the signal has to be heard where it arrives. The server's own handler is kept and called
 as well: this one only adds to it.
+
+hypercorn with worker processes (its default) keeps the signal in the parent process: there the line is drained by
+`controller.drain()`, by `max_wait`, or not at all. With `--workers 0`, and on uvicorn and granian, it is heard.
 """
 
 from __future__ import annotations
