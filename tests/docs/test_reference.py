@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
-import admission
 import click
 import pytest
 from fences import ROOT, pages
 
+import admission
 from admission.asgi.classify import RequestCounts
 from admission.asgi.options import Options
 from admission.asgi.responses import CODES, Refusals
@@ -55,7 +55,7 @@ def test_every_setting_is_in_the_table_with_its_default() -> None:
 def shown(default: object) -> str:
     match default:
         case None | () | {}:
-            return "–"
+            return "\N{EN DASH}"
         case bool():
             return str(default).lower()
         case tuple():
