@@ -33,11 +33,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from admission.asgi.body import Message, Send
-from admission.errors import Closed, Evicted, Rejected
+from admission.errors import Closed, Refusal
 from admission.types import Reason
 
 Header = tuple[bytes, bytes]
-Refusal = Rejected | Evicted
 
 MAX_RETRY_AFTER = 60.0
 """Seconds. Older SDKs do not come back at all when told a longer time."""

@@ -11,7 +11,7 @@ from admission.asgi.body import Message, Receive, Send
 from admission.asgi.classify import Scope
 from admission.asgi.desk import MARK, ASGIApp, Desk
 from admission.asgi.responses import Header
-from admission.errors import Evicted, Rejected
+from admission.errors import Refusal
 from admission.line import RUNNING, Entry
 from admission.permit import hold_for_task
 from admission.types import Outcome
@@ -100,7 +100,7 @@ class Exchange:
 
         A refusal the app did not catch (an executor behind it was full) gets the same answer as one from here.
         """
-        if isinstance(error, Rejected | Evicted) and self.status is None:
+        if isinstance(error, Refusal) and self.status is None:
             self.status = 429
             name = self.desk.names[self.entry.rank]
             await self.desk.refusals.answer(error, scope["headers"], priority=name).send(self.raw_send)

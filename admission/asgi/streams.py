@@ -15,7 +15,8 @@ from typing import Any
 import anyio
 
 from admission.asgi.body import Message, Send
-from admission.asgi.responses import Header, Refusal, error_object
+from admission.asgi.responses import Header, error_object
+from admission.errors import Refusal
 
 MAX_BODY = 65536
 """Bytes of an answer that is no stream which are still turned into an event."""

@@ -19,10 +19,10 @@ from admission.asgi.body import Message, Receive, Send, Spool, UploadDeadline, d
 from admission.asgi.classify import Verdict
 from admission.asgi.desk import ASGIApp, Desk
 from admission.asgi.place import Place
-from admission.asgi.responses import Header, Refusal, json_answer
+from admission.asgi.responses import Header, json_answer
 from admission.asgi.serving import serve
 from admission.asgi.streams import QueueComments, wants_events
-from admission.errors import Evicted, Rejected
+from admission.errors import Refusal
 from admission.line import RUNNING, Entry
 from admission.types import Outcome
 
@@ -125,7 +125,7 @@ class Visit:
             if entry.state is not RUNNING:
                 self._begin_comments(entry)
             return await self._place.wait()
-        except (Rejected, Evicted) as refusal:
+        except Refusal as refusal:
             await self._refuse(refusal, receive)
             return None
 
@@ -225,7 +225,7 @@ class Visit:
         """
         try:
             said = "admitted" if self._place.enter().state is RUNNING else "queued"
-        except (Rejected, Evicted) as refusal:
+        except Refusal as refusal:
             said = refusal.reason.value
         headers = [(b"x-admission-shadow", said.encode())] if self._desk.options["response_headers"] else []
         if self._spool is not None:

@@ -11,8 +11,7 @@ from admission.asgi.body import Receive, Send, Spool
 from admission.asgi.classify import Verdict
 from admission.asgi.desk import MARK, ASGIApp, Desk
 from admission.asgi.place import Place
-from admission.asgi.responses import Refusal
-from admission.errors import Evicted, Rejected
+from admission.errors import Refusal
 from admission.line import RUNNING, Entry
 from admission.permit import hold_for_task
 from admission.types import Outcome
@@ -63,7 +62,7 @@ async def serve_websocket_in_shadow(
     place = Place(desk.controller, verdict)
     try:
         place.enter()
-    except (Rejected, Evicted):
+    except Refusal:
         await app(scope, receive, send)  # It was counted, which is all there is to do.
         return
     try:
@@ -77,7 +76,7 @@ async def _wait_and_serve(
 ) -> None:
     try:
         entry = await place.wait()
-    except (Rejected, Evicted) as refusal:
+    except Refusal as refusal:
         await _deny(desk, scope, spool.receive, send, refusal)
         return
     if entry is None:

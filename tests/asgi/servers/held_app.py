@@ -24,8 +24,8 @@ async def held(scope: MutableMapping[str, Any], receive: Any, send: Any) -> None
         size += len(message.get("body", b""))
         more = message.get("more_body", False)
     until = anyio.Path(os.environ["HOLD_UNTIL"])
-    while scope["path"] == "/hold" and not await until.exists():
-        await anyio.sleep(0.02)  # noqa: ASYNC110  # The signal comes from another process.
+    while scope["path"] == "/hold" and not await until.exists():  # noqa: ASYNC110  # It comes from another process.
+        await anyio.sleep(0.02)
     answer = str(size).encode()
     headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(answer)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
