@@ -223,6 +223,8 @@ class Assignment(Handle[ResultT]):
                 self._end(TaskStatus.REFUSED, error, Reason.EVICTED_DRAINING)
             else:
                 error = TaskCancelled(f"task {self.id} did not end within the drain's grace")
+                if self._status is TaskStatus.RETRYING:
+                    error.__cause__ = self._last_error
                 self._end(TaskStatus.CANCELLED, error, Reason.EVICTED_DRAINING)
 
     def _end(self, status: TaskStatus, error: AdmissionError, reason: Reason) -> None:
@@ -411,6 +413,7 @@ class Assignment(Handle[ResultT]):
 
     def leave_slot_to(self, future: Future[object]) -> None:
         """The event loop ends before the thread does: the slot is taken until then."""
+        _ = self.id
         entry, self._entry = self._entry, None
         if entry is not None:
             release = self.desk.controller.release_from_anywhere

@@ -47,7 +47,7 @@ async def eventually(until: Callable[[], bool]) -> None:
     """As `settle`, for what other threads have to do first."""
     with anyio.fail_after(10):
         while not until():
-            await anyio.sleep(0.001)
+            await anyio.lowlevel.checkpoint()
 
 
 def at_rest(executor: QueuedExecutor) -> bool:

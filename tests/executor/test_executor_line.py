@@ -6,7 +6,7 @@ import asyncio
 
 import anyio
 import pytest
-from gates import Gate, at_rest, settle
+from gates import Gate, at_rest, eventually, settle
 
 from admission.errors import Closed, Evicted, QueueFull, TaskCancelled, WaitTimeout
 from admission.executor import QueuedExecutor, TaskStatus
@@ -206,9 +206,7 @@ async def test_updates_tell_every_change(gate: Gate):
             group.start_soon(watch, third)
             await settle(lambda: seen == [("queued", 2, 0)])
             second.cancel()
-            with anyio.fail_after(5):
-                while len(seen) < 2:
-                    await anyio.sleep(0.001)
+            await eventually(lambda: len(seen) == 2)
             first.cancel()
             await settle(lambda: len(seen) == 3)
             gate.open()

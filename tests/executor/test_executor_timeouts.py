@@ -7,7 +7,7 @@ import asyncio
 import anyio
 import anyio.lowlevel
 import pytest
-from gates import Gate, at_rest, settle
+from gates import Gate, at_rest
 
 from admission.errors import TaskCancelled, TaskTimeout
 from admission.executor import QueuedExecutor, TaskStatus
@@ -167,7 +167,7 @@ async def test_a_task_that_swallows_its_cancellation_has_its_result():
     async def stubborn():
         try:
             await anyio.sleep_forever()
-        except BaseException:  # noqa: BLE001
+        except BaseException:
             return "still here"
 
     async with executor.lifespan():
