@@ -36,6 +36,10 @@ class Desk:
             draining=options["draining_status"],
             retry_after=options["retry_after"],
         )
+        self.use(controller)
+
+    def use(self, controller: AdmissionController) -> None:
+        """Let *controller* decide from now on. Only while nothing runs."""
         self.controller = controller
         self.names = [c.name for c in controller.classes]
         self.at_once: list[list[Header]] = [

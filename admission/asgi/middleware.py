@@ -99,6 +99,7 @@ class QoSAdmission:
         self._always_visit = resolved["mode"] == "shadow" or resolved["cancel_on_disconnect"]
         self._watchful = self._always_visit or self._own_classify is not None or "GET" in self._exempt_methods
         """Even a request like many before needs a closer look."""
+        self._special_methods = self._exempt_methods | {"HEAD"}
         self._hook = SignalHook(lambda: self.controller.start_draining())
         self._begun = False
 
@@ -128,10 +129,23 @@ class QoSAdmission:
             if field[0] in relevant:
                 fields += field
         verdict = rule.known.get(fields)
-        if verdict is None or not verdict.plain or scope["method"] != "GET" or self._watchful or MARK in scope:
+        if verdict is None or not verdict.plain or self._watchful or MARK in scope:
             await self._look_closer(scope, receive, send, path, rule, fields)
             return
-        # A request like many before, without a body. From here on it is `serve`, spelt out.
+        method = scope["method"]
+        first: Message | None = None
+        if method != "GET":
+            if method in self._special_methods:
+                await self._look_closer(scope, receive, send, path, rule, fields)
+                return
+            # Most bodies are there in one piece; who has to wait for one waits without a slot.
+            first = await receive()
+            if first["type"] == "http.disconnect":
+                return
+            if first.get("more_body"):
+                await Visit(self._desk, self.app, scope, receive, send, verdict, first).run()
+                return
+        # A request like many before, in one piece. From here on it is `serve`, spelt out.
         desk = self._desk
         controller = desk.controller
         slots, cost = verdict.slots, verdict.cost
@@ -139,8 +153,10 @@ class QoSAdmission:
             controller.now(), verdict.rank, verdict.tenant, slots, slots if cost is None else cost
         )
         if entry is None:
-            await Visit(desk, self.app, scope, receive, send, verdict, None).run()
+            await Visit(desk, self.app, scope, receive, send, verdict, first).run()
             return
+        if first is not None:
+            receive = replaying(first, receive)
         exchange = Exchange()
         exchange.desk = desk
         exchange.raw_send = send
@@ -168,7 +184,7 @@ class QoSAdmission:
         rule: PathRule,
         fields: tuple[bytes, ...],
     ) -> None:
-        """A request with a body, of a new kind, or for which nothing is to be decided."""
+        """A request of a new kind, one with a wish of its own, or one about which nothing is to be decided."""
         desk = self._desk
         method: str = scope["method"]
         if rule is _STATUS:
