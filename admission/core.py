@@ -230,6 +230,7 @@ class Core:
         entry.expires_as = expires_as
         entry.timed = False
         entry.predicted = None
+        entry.correction = 0.0
         entry.waiter = waiter
         refusal = self._refused_outright(state, entry, now)
         if refusal is not None:
@@ -263,7 +264,9 @@ class Core:
             return entry, self._settle(now, granted, evicted)
         ahead, above = self._before(entry)
         entry.position = ahead + above + 1
-        entry.predicted = self._predict(state, ahead, entry.position, now)
+        pace = state.pace
+        entry.predicted = self._predict(state, ahead, entry.position, now, entry.start)
+        entry.correction = pace.correction if pace.known else 0.0
         state.statistics.position.observe(entry.position)
         if expires != math.inf:
             heapq.heappush(self._deadlines, (expires, entry.number, entry))
@@ -293,7 +296,7 @@ class Core:
             return Reason.TENANT_FULL
         if self.refuse_hopeless and entry.expires != math.inf:
             ahead, above = self._before(entry)
-            predicted = self._predict(state, ahead, ahead + above + 1, now)
+            predicted = self._predict(state, ahead, ahead + above + 1, now, entry.start)
             if predicted is not None and now + predicted > entry.expires:
                 return Reason.HOPELESS
         class_full = state.rules.max_queued is not None and state.line.queued > state.rules.max_queued
@@ -504,7 +507,7 @@ class Core:
         if entry.state not in (WAITING, LOBBY):
             return 0.0
         ahead, above = self._before(entry)
-        return self._predict(self.classes[entry.rank], ahead, ahead + above + 1, now)
+        return self._predict(self.classes[entry.rank], ahead, ahead + above + 1, now, entry.start)
 
     def _before(self, entry: Entry) -> tuple[int, int]:
         """The tickets before a waiter: those of its own class, and all others."""
@@ -528,10 +531,10 @@ class Core:
         position = 1 + sum(c.line.queued + c.lobby.queued for c in self.classes[: rank + 1])
         return self._predict(state, ahead, position, now)
 
-    def _predict(self, state: ClassState, ahead: int, position: int, now: float) -> float | None:
-        gap = state.pace.gap(now)
-        if gap is not None:
-            return gap * (ahead + 1)
+    def _predict(self, state: ClassState, ahead: int, position: int, now: float, start: int = 0) -> float | None:
+        wait = state.pace.wait(now, ahead, start - state.fair.virtual)
+        if wait is not None:
+            return wait
         gaps = [gap for other in self.classes if (gap := other.pace.gap(now)) is not None]
         return min(gaps) * position if gaps else None
 
@@ -585,7 +588,10 @@ class Core:
         """Let the head of a class run."""
         waited = now - entry.arrival
         if entry.position:
-            state.pace.granted(now)
+            pace = state.pace
+            pace.granted(now, entry.start - state.fair.virtual)
+            if entry.correction and entry.predicted is not None and waited > 0:
+                pace.judge(entry.predicted, entry.correction, waited)
             state.statistics.count_wait(waited, entry.predicted)
         if state.codel is not None:
             state.codel.granted(waited)

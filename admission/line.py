@@ -52,6 +52,7 @@ class Entry:
     __slots__ = (
         "arrival",
         "charge",
+        "correction",
         "cost",
         "expires",
         "expires_as",
@@ -106,6 +107,8 @@ class Entry:
     """Whether it stands in the core's deadline heap."""
     predicted: float | None
     """Seconds it was told it would wait, on arrival; None while no rate was known."""
+    correction: float
+    """The forecast's correction that was in it; 0.0 when it was another class's pace."""
     waiter: Waiter | None
     reason: Reason
     """Why it was refused."""
