@@ -145,6 +145,7 @@ class Worker:
             if self.handed is not None:
                 (assignment, coroutine, context, waits_for), self.handed = self.handed, None
                 await self._perform(assignment, self._go_on(assignment, coroutine, context, waits_for, thrown))
+                del assignment, coroutine, context, waits_for  # A resting worker holds on to nobody's task.
                 if not await self._recovers():
                     return
             while ready:
@@ -156,6 +157,7 @@ class Worker:
                 self.take(assignment, started)
                 crew.seeking -= 1
                 await self._perform(assignment, self._attempt(assignment, chosen))
+                del assignment, chosen
                 if not await self._recovers():
                     return
                 if self.since >= breath:  # Whether the loop could run meanwhile is not known; it costs little.
