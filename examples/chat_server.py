@@ -25,7 +25,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from admission import AdmissionController, PriorityClass, QoSAdmission, QueuedExecutor, current_permit
+from admission import AdmissionController, Outcome, PriorityClass, QoSAdmission, QueuedExecutor, current_permit
 from admission.asgi import Classification, Tenant
 from admission.observability.prometheus import PoolCollector
 
@@ -64,11 +64,12 @@ async def generate(executor: QueuedExecutor[ChatJob, Usage], body: dict[str, obj
             yield chunk
         await running  # Raises what the model raised.
     finally:
+        outcome = Outcome.SUCCESS if running.done() else Outcome.IGNORED  # A client that left teaches no limit.
         job.stop.set()
         with anyio.CancelScope(shield=True):  # The slot is in use until the model's thread is done.
             await asyncio.wait({running})
         if permit and not running.cancelled() and not running.exception():
-            permit.release(actual_cost=running.result().total)
+            permit.release(outcome=outcome, actual_cost=running.result().total)
 
 
 async def events(first: Chunk, rest: AsyncGenerator[Chunk], *, with_usage: bool) -> AsyncIterator[str]:
@@ -91,7 +92,8 @@ async def chat(request: Request) -> Response:
         async with aclosing(answer):
             return JSONResponse(gather([chunk async for chunk in answer]))
     first = await anext(answer)  # A body the model refuses is refused here, while a status can still say so.
-    with_usage = bool((body.get("stream_options") or {}).get("include_usage"))
+    options = body.get("stream_options")
+    with_usage = isinstance(options, dict) and bool(options.get("include_usage"))
     return StreamingResponse(events(first, answer, with_usage=with_usage), media_type="text/event-stream")
 
 

@@ -10,9 +10,10 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import FrameType
 from typing import Protocol
 
 import httpx2
@@ -43,7 +44,21 @@ class Pool(Protocol):
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, except that a signal ends the server and not the process: there is a summary left to print."""
+    """uvicorn, except that a signal ends the server and not the process: there is a summary left to print.
+
+    Args:
+        on_drain: Called once, on the event loop, when a signal asks the server to end.
+    """
+
+    def __init__(self, config: uvicorn.Config, *, on_drain: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._loop = asyncio.get_running_loop()
+        self._on_drain = on_drain
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self.should_exit:
+            self._loop.call_soon_threadsafe(self._on_drain)
+        super().handle_exit(sig, frame)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -69,7 +84,8 @@ class Demo:
 
     def __init__(self, *, host: str, port: int, once: bool, load: bool, seconds: float, out: Console) -> None:
         folder = examples_folder()
-        sys.path.insert(0, str(folder))  # The server imports its model from beside it.
+        if str(folder) not in sys.path:
+            sys.path.insert(0, str(folder))  # The server imports its model from beside it.
         self._example = importlib.import_module("chat_server")
         self._prompts = [
             line
@@ -90,7 +106,10 @@ class Demo:
         except RuntimeError as missing:
             raise DemoError(str(missing)) from missing
         app = self._example.create_app(model)
-        server = _Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=30))
+        server = _Server(
+            uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=30),
+            on_drain=lambda: self._out.print("Draining: what runs is finished, what waits is sent away."),
+        )
         serving = asyncio.create_task(server.serve(sockets=[self._socket]))
         try:
             while not server.started:
@@ -105,8 +124,6 @@ class Demo:
                 self._out.print(curl_lines(self.url), markup=False, highlight=False, soft_wrap=True)
                 await serving
         finally:
-            if server.should_exit:
-                self._out.print("Draining: running answers finish, those in line are told to come back.")
             server.should_exit = True
             await serving
 

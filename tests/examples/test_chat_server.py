@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +17,9 @@ import httpx2
 import openai
 import pytest
 import uvicorn
+
+from admission.events import Event, Released
+from admission.types import Outcome
 
 pytestmark = [pytest.mark.model, pytest.mark.servers]
 
@@ -41,6 +45,17 @@ def example() -> Iterator[ModuleType]:
 def model(example: ModuleType) -> Any:
     """The model, loaded once: its servers come and go."""
     return example.SmolLM2(parallel=2)
+
+
+class Charged:
+    """An observer that keeps what permits came back with."""
+
+    def __init__(self) -> None:
+        self.released: list[Released] = []
+
+    def observe(self, event: Event) -> None:
+        if isinstance(event, Released):
+            self.released.append(event)
 
 
 @contextmanager
@@ -172,6 +187,25 @@ def test_the_api_key_decides_the_class(url: str) -> None:
             raw = client.chat.completions.with_raw_response.create(model=MODEL, messages=QUESTION, max_tokens=1)
         classes.append(raw.headers["x-queue-class"])
     assert classes == ["pro", "batch"]
+
+
+def test_a_request_costs_its_tenant_the_tokens_it_used(
+    example: ModuleType, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Charged as usual at first, settled at the end: all tokens of an answer, the few of one that was left."""
+    charged = Charged()
+    watched = partial(example.AdmissionController, observers=[charged])
+    monkeypatch.setattr(example, "AdmissionController", watched)
+    with serving(example.create_app(model)) as url, client_of(url) as client:
+        answer = client.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=5)
+        with client.chat.completions.create(model=MODEL, messages=STORY, max_tokens=900, stream=True) as stream:
+            next(iter(stream))
+        until(lambda: len(charged.released) == 2)
+    assert answer.usage is not None
+    finished, left = charged.released
+    assert (finished.outcome, finished.actual_cost) == (Outcome.SUCCESS, answer.usage.total_tokens)
+    assert left.outcome is Outcome.IGNORED
+    assert 0 < left.actual_cost < 900
 
 
 @pytest.mark.parametrize(
