@@ -152,6 +152,23 @@ def slowapi(app: App, limit: int, queue: int) -> App:
     return limited
 
 
+def four_fields(app: App, limit: int, queue: int) -> App:
+    """The app, if it sent the fields itself that `QoSAdmission` adds: what the server takes for writing them."""
+    fields = [
+        (b"x-queue-class", b"high"),
+        (b"x-queue-position", b"0"),
+        (b"x-queue-wait-ms", b"0"),
+        (b"server-timing", b"queue;dur=0"),
+    ]
+
+    async def with_fields(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"11"), *fields]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b'{"ok":true}'})
+
+    return with_fields
+
+
 def bare(app: App, limit: int, queue: int) -> App:
     """The app as it is."""
     return app
@@ -162,6 +179,7 @@ Build = Callable[[App, int, int], App]
 APPS: dict[str, Build] = {
     "bare": bare,
     "bare, again": bare,
+    "bare, with our 4 header fields": four_fields,
     "admission": admission,
     "asyncio.Semaphore": semaphore,
     "LiteLLM": litellm,

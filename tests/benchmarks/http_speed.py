@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from tests.benchmarks.apps import APPS, ROOM, App, Message, Scope, admission, instant, nothing, semaphore
+from tests.benchmarks.apps import APPS, ROOM, App, Message, Scope, admission, four_fields, instant, nothing, semaphore
 from tests.benchmarks.contenders import Server, serving
 from tests.benchmarks.load import Generator, generator
 from tests.benchmarks.measure import (
@@ -89,6 +89,7 @@ def measure_in_process(report: Report) -> None:
     factory = list(event_loops().values())[-1]
     apps = {
         "bare": instant,
+        "bare, with our 4 header fields": four_fields(instant, LIMIT, ROOM),
         "middleware that does nothing": nothing(instant),
         "asyncio.Semaphore": semaphore(instant, LIMIT, ROOM),
         "admission": admission(instant, LIMIT, ROOM),
