@@ -239,6 +239,7 @@ class Assignment(Handle[ResultT]):
             # Decided before it is withdrawn: whatever the withdrawal sets off finds it gone.
             self._finish(status, error)
             self.desk.controller.withdraw(entry, reason)
+            entry.waiter = None
             return
         self._finish(status, error)
         self._give_back(Outcome.IGNORED)  # Granted, but no worker has begun it.
@@ -317,6 +318,7 @@ class Assignment(Handle[ResultT]):
     def decided(self, entry: Entry) -> None:
         """Granted, or refused while it waited."""
         self._entry = entry
+        entry.waiter = None  # The pool may remember an entry for a while, but shall not remember its task.
         desk = self.desk
         if entry.state is RUNNING:
             if self._status is TaskStatus.LOBBY:
