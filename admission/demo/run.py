@@ -218,9 +218,9 @@ def run_demo(
     """
     within("seconds", seconds, 1)
     within("port", port, 0, 65535)
-    if once and not load:
-        raise ValueError("once ends the demo after its traffic, and load=False sends none: choose one of them")
     try:
+        if once and not load:
+            raise DemoError("--once ends it after the traffic and --no-load sends none: choose one of them")
         demo = Demo(host=host, port=port, once=once, load=load, seconds=seconds, out=out or Console())
         asyncio.run(demo.run())
     except DemoError as error:

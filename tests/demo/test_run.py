@@ -66,12 +66,17 @@ def test_a_port_that_is_taken_is_said_so(capsys: pytest.CaptureFixture[str]) -> 
     assert "Try another --port" in capsys.readouterr().err
 
 
+def test_options_that_leave_nothing_to_do_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """To end after the traffic without sending any is a misunderstanding."""
+    assert run_demo(port=0, once=True, load=False) == 1
+    assert "choose one of them" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"seconds": 0.5}, "seconds is 0.5: it must be at least 1"),
         ({"port": 65536}, "port is 65536: it must be at least 0 and at most 65535"),
-        ({"once": True, "load": False}, "choose one of them"),
     ],
 )
 def test_an_option_outside_its_range_is_named(options: dict[str, float], message: str) -> None:
