@@ -100,6 +100,10 @@ class Demo:
 
     async def run(self) -> None:
         """Serve, send the traffic, and stay up until a signal comes (with `once`: end)."""
+        with self._socket:
+            await self._run()
+
+    async def _run(self) -> None:
         self._out.print("Loading the model …")
         try:
             model: Model = await asyncio.to_thread(self._example.SmolLM2)
