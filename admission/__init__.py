@@ -5,7 +5,8 @@
                                             +---------- core.release (one Sample) <------+
 
 `AdmissionController` is the pool in this process, `QoSAdmission` the ASGI middleware around it, `QueuedExecutor` the
-worker pool. What is not named here is not public.
+worker pool. These names are public, and so is what the reference documents of `admission.asgi`, `.config`,
+`.errors`, `.events`, `.executor`, `.observability` and `.testing`; everything else may change.
 """
 
 from admission.asgi import QoSAdmission

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import random
 import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -291,7 +292,7 @@ class AdmissionController:
             tenant,
             slots,
             cost,
-            expires=expires if may_wait else math.inf,
+            expires=expires if may_wait or expires_as is Reason.DEADLINE else math.inf,
             expires_as=expires_as,
             may_wait=may_wait,
             waiter=waiter if self._announcer is None else self._announcer.waiter(waiter),
@@ -590,7 +591,11 @@ class AdmissionController:
         return entry
 
     def _first_now(self) -> float:
-        return self.bind().now()
+        """The clock until a loop is bound: the running loop's, or where none runs, the one asyncio goes by."""
+        try:
+            return self.bind().now()
+        except NotRunning:
+            return time.monotonic()
 
     def _wake_idle(self) -> None:
         if not self._backend.in_flight:

@@ -505,5 +505,10 @@ def normalised(path: str) -> str:
     return "/" + "/".join(segments)
 
 
+def is_plain(path: str) -> bool:
+    """Whether *path* is spelt the one way there is, but for a slash behind it, where mounted apps answer."""
+    return normalised(path) in (path, path.removesuffix("/"))
+
+
 def _lowered(*names: Sequence[str]) -> tuple[bytes, ...]:
     return tuple(name.lower().encode("latin-1") for group in names for name in group)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict, get_args
 
-from admission.asgi.classify import KEY_HEADERS, PRIORITY_HEADERS, Classification, Classify, Tenant, normalised
+from admission.asgi.classify import KEY_HEADERS, PRIORITY_HEADERS, Classification, Classify, Tenant, is_plain
 from admission.policy.limit import Limit
 from admission.types import BackpressureMode, Priority, PriorityClass, within
 
@@ -13,7 +13,8 @@ Mode = Literal["reject", "block", "shadow"]
 RefusalFormat = Literal["auto", "openai", "problem"]
 ReleaseOn = Literal["return", "last_byte"]
 
-EXEMPT_PATHS = ("/health", "/healthz", "/livez", "/readyz", "/ping", "/metrics")
+EXEMPT_PATHS = ("/health", "/healthz", "/livez", "/readyz", "/ping", "/metrics", "/metrics/")
+# The last is where an app mounted at /metrics answers.
 
 
 class PoolOptions(TypedDict, total=False):
@@ -88,8 +89,8 @@ class Options(PoolOptions, total=False):
     """Bytes of a refused request's body that are read and thrown away, so that its client sees the answer.
     Default 1 MiB."""
     upload_grace: float | None
-    """Seconds a client that uploads while it holds a permit may lag behind `min_upload_rate`.
-    None: for ever. Default 10."""
+    """Seconds a body is waited for before a slot is asked for, and seconds a client that still uploads while it holds
+    one may lag behind `min_upload_rate`. None: for ever. Default 10."""
     min_upload_rate: float
     """Bytes per second. Default 1024."""
     stall_timeout: float | None
@@ -202,7 +203,7 @@ def resolve(given: Mapping[str, Any]) -> Options:
     for option, (low, high) in _RANGES.items():
         within(option, given.get(option), low, high)
     for path in (*given.get("exempt_paths", ()), *filter(None, [given.get("status_path")])):
-        if normalised(path) != path:
+        if not is_plain(path):
             raise ValueError(f"exempt_paths or status_path has {path!r}: it must be a plain path such as '/health'")
     if given.get("status_token") == "":
         raise ValueError("status_token is '': it must not be empty; leave it out to have none")

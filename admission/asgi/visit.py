@@ -2,7 +2,7 @@
 
     read the body (bounded) ─▶ ask for a permit ─▶ wait, watching the client ─▶ serve, or refuse
 
-The one reader of the request (`Spool`) runs beside all this in a task group; the app runs in the request's own task, so
+The one reader of the request (`Spool`) runs beside all this; the app runs in the request's own task, so
 that its context, its cancellation and its exceptions are what they would be without a middleware.
 """
 
@@ -13,8 +13,8 @@ from collections.abc import MutableMapping
 from typing import Any
 
 import anyio
-from anyio.abc import TaskGroup
 
+from admission.asgi.beside import beside
 from admission.asgi.body import Message, Receive, Send, Spool, UploadDeadline, drain
 from admission.asgi.classify import Verdict
 from admission.asgi.desk import ASGIApp, Desk
@@ -55,7 +55,7 @@ class Visit:
         self._verdict = verdict
         self._first = first
         self._spool: Spool | None = None
-        self._group: TaskGroup | None = None
+        self._scope_of_app: anyio.CancelScope | None = None
         self._place = Place(desk.controller, verdict)
         self._comments: QueueComments | None = None
         self._response: _Response | None = None
@@ -76,23 +76,17 @@ class Visit:
             first=self._first,
             follow=options["cancel_on_disconnect"],
         )
-        failure: Exception | None = None
         try:
-            async with anyio.create_task_group() as self._group:
-                self._group.start_soon(self._spool.watch)
-                try:
-                    await self._after_upload(self._spool)
-                except Exception as error:
-                    failure = error  # Out of the group as it came, not as a group of one.
-                self._group.cancel_scope.cancel()
+            await beside(self._spool.watch, self._after_upload)
         finally:
             self._spool.close()
-        if failure is not None:
-            raise failure
 
-    async def _after_upload(self, spool: Spool) -> None:
+    async def _after_upload(self) -> None:
+        spool = self._spool
+        assert spool is not None
         grace = self._desk.options["upload_grace"]
-        if not spool.complete and self._desk.options["mode"] != "shadow":
+        # Without a first message it is a GET or HEAD, whose body nobody waits for.
+        if self._first is not None and not spool.complete and self._desk.options["mode"] != "shadow":
             with anyio.move_on_after(math.inf if grace is None else grace):
                 await spool.body()
         if not spool.gone:
@@ -122,8 +116,9 @@ class Visit:
         """A running entry, or None when the request was refused and answered, or its client has left."""
         try:
             entry = self._place.enter()
-            if entry.state is not RUNNING:
-                self._begin_comments(entry)
+            if entry.state is not RUNNING and self._wants_comments():
+                self._comments = comments = self._comments_for(entry)
+                return await beside(comments.run, self._place.wait)
             return await self._place.wait()
         except Refusal as refusal:
             await self._refuse(refusal, receive)
@@ -133,18 +128,18 @@ class Visit:
         """Called by the reader, at once."""
         self._place.leave()
         # Servers also report a disconnect once the response is complete; background tasks are not cut off then.
-        running = self._response is not None and not self._response.ended
-        if running and self._desk.options["cancel_on_disconnect"] and self._group is not None:
-            self._group.cancel_scope.cancel()
+        if self._scope_of_app is not None and self._response is not None and not self._response.ended:
+            self._scope_of_app.cancel()
 
     # ------------------------------------------------------------------ telling the client meanwhile
 
-    def _begin_comments(self, entry: Entry) -> None:
+    def _wants_comments(self) -> bool:
+        if self._desk.options["queue_status"] is None or self._spool is None or self._scope["method"] == "HEAD":
+            return False
+        return wants_events(self._scope["headers"], self._spool.peek())
+
+    def _comments_for(self, entry: Entry) -> QueueComments:
         options = self._desk.options
-        if options["queue_status"] is None or self._spool is None or self._scope["method"] == "HEAD":
-            return
-        if not wants_events(self._scope["headers"], self._spool.peek()):
-            return
 
         def place() -> tuple[int, float | None]:
             return self._controller.position_of(entry), self._controller.predicted_wait_of(entry)
@@ -155,15 +150,13 @@ class Visit:
                 (b"x-queue-class", self._desk.names[self._verdict.rank].encode()),
                 (b"x-queue-ticket", self._controller.id_of(entry).encode()),
             ]
-        self._comments = QueueComments(
+        return QueueComments(
             self._send,
             place,
             headers=headers,
             after=options["queue_status_after"],
             every=options["queue_status_every"],
         )
-        assert self._group is not None
-        self._group.start_soon(self._comments.run)
 
     # ------------------------------------------------------------------ how it ends
 
@@ -179,15 +172,27 @@ class Visit:
                 receive, grace=options["upload_grace"], rate=options["min_upload_rate"], clock=self._controller.now
             )
             receive = deadline.receive
+        if deadline is None and self._scope["method"] != "HEAD" and not options["cancel_on_disconnect"]:
+            await serve(self._desk, self._app, self._scope, receive, send, entry, headers)
+        else:
+            await self._serve_watched(entry, headers, receive, send, deadline)
+
+    async def _serve_watched(
+        self, entry: Entry, headers: list[Header], receive: Receive, send: Send, deadline: UploadDeadline | None
+    ) -> None:
+        """Serve a request that may have to be ended before the app has returned."""
+        head = self._scope["method"] == "HEAD"
+        cancellable = self._desk.options["cancel_on_disconnect"]
         with anyio.CancelScope() as scope:
-            self._response = response = _Response(send, scope if self._scope["method"] == "HEAD" else None)
+            self._response = response = _Response(send, scope if head else None)
+            self._scope_of_app = scope if cancellable else None
             try:
                 await serve(self._desk, self._app, self._scope, receive, response.send, entry, headers)
             except Exception:
                 # The app was told that its client has left, which is not quite what happened.
                 if deadline is None or not deadline.missed or response.started:
                     raise
-        if scope.cancelled_caught and not response.ended:
+        if head and response.started and not response.ended:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         elif deadline is not None and deadline.missed and not response.started:
             await json_answer(408, {"detail": "the upload was too slow"}, [(b"connection", b"close")]).send(send)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping
+from functools import partial
 from typing import Any
 
-import anyio
-
+from admission.asgi.beside import beside
 from admission.asgi.body import Receive, Send, Spool
 from admission.asgi.classify import Verdict
 from admission.asgi.desk import MARK, ASGIApp, Desk
@@ -35,19 +35,10 @@ async def serve_websocket(
         return
     place = Place(desk.controller, verdict)
     spool = Spool(receive, budget=desk.budget, max_bytes=desk.options["spool_bytes"], on_gone=place.leave)
-    failure: Exception | None = None
     try:
-        async with anyio.create_task_group() as group:
-            group.start_soon(spool.watch)
-            try:
-                await _wait_and_serve(desk, app, scope, spool, send, place)
-            except Exception as error:
-                failure = error  # Out of the group as it came, not as a group of one.
-            group.cancel_scope.cancel()
+        await beside(spool.watch, partial(_wait_and_serve, desk, app, scope, spool, send, place))
     finally:
         spool.close()
-    if failure is not None:
-        raise failure
 
 
 async def serve_websocket_in_shadow(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from admission.asgi.classify import DEFAULT_TIERS, normalised
+from admission.asgi.classify import DEFAULT_TIERS, is_plain, normalised
 from admission.config.file import Key
 from admission.config.messages import suggestion
 from admission.types import MAX_CLASSES
@@ -45,7 +45,7 @@ def contradictions(settings: Settings) -> Iterator[tuple[Key, object, str]]:
         if "*" in where or normalised(where) != where:
             yield ("paths", path), path, "it must be a plain path such as '/v1/models' or '/v1/batches/*'"
     for path in settings.exempt_paths:
-        if normalised(path) != path:
+        if not is_plain(path):
             yield ("exempt_paths",), path, "it must be a plain path such as '/health'"
 
 

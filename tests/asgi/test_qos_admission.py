@@ -176,7 +176,7 @@ async def test_shadow_mode_lets_everyone_in_and_counts() -> None:
     assert (pool.controller.in_flight, pool.controller.queued) == (0, 0)
 
 
-@pytest.mark.parametrize("path", ["/health", "/healthz", "/livez", "/readyz", "/ping", "/metrics"])
+@pytest.mark.parametrize("path", ["/health", "/healthz", "/livez", "/readyz", "/ping", "/metrics", "/metrics/"])
 async def test_health_checks_do_not_wait(path: str) -> None:
     """They would tell an orchestrator to kill a server for being busy."""
     gate = Gate()
