@@ -136,11 +136,15 @@ def outcome_of(error: BaseException | None) -> Outcome:
 def hold(entry: Entry) -> Token[Entry | None]:
     """Make *entry* the one held in this context, until `unhold`."""
     outer = _held.get()
-    entry.outer = None if outer is entry else outer
+    # Only a running one: contexts are inherited from requests long gone, which would otherwise form an endless chain.
+    entry.outer = outer if outer is not None and outer is not entry and outer.state is RUNNING else None
     return _held.set(entry)
 
 
 unhold = _held.reset
+
+hold_for_task = _held.set
+"""`hold` without an `unhold`, for a request that has a task of its own: an entry that is over does not count anyway."""
 
 
 def held_entry(pool: str | None = None) -> Entry | None:
