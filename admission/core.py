@@ -225,6 +225,7 @@ class Core:
         entry.id = None
         entry.pool = self.pool
         entry.number = self._arrivals
+        newest_start = flow.newest_start
         entry.start = state.fair.arrive(flow, charge)
         entry.expires = expires
         entry.expires_as = expires_as
@@ -235,6 +236,7 @@ class Core:
         refusal = self._refused_outright(state, entry, now)
         if refusal is not None:
             state.fair.withdraw(flow, charge)
+            flow.newest_start = newest_start
             self._refuse(entry, refusal, state.statistics.rejected)
             return entry, NOTHING
         if state.rules.exempt:
@@ -260,8 +262,11 @@ class Core:
         if refusal is not None:
             entry.position = self.position(entry)
             self._leave(entry, now)
+            flow.newest_start = newest_start
             self._refuse(entry, refusal, state.statistics.rejected)
             return entry, self._settle(now, granted, evicted)
+        if self.lobby.queued and entry.state is WAITING and self._overtakes_lobby(entry):
+            self._park(state, entry)
         ahead, above = self._before(entry)
         entry.position = ahead + above + 1
         pace = state.pace
@@ -271,12 +276,14 @@ class Core:
         if expires != math.inf:
             heapq.heappush(self._deadlines, (expires, entry.number, entry))
             entry.timed = True
-        if not (evicted or granted):
+        if not (evicted or granted or self.lobby.queued):
             return entry, NOTHING
         decisions = self._settle(now, granted, evicted)
         if entry.state is not WAITING and entry in granted:
             # Pushing someone out removed a wide head that had stopped the pump: the newcomer runs after all.
             granted.remove(entry)
+        if entry in decisions.entered:
+            decisions = decisions._replace(entered=[other for other in decisions.entered if other is not entry])
         return entry, decisions
 
     def _refused_outright(self, state: ClassState, entry: Entry, now: float) -> Reason | None:
@@ -317,11 +324,26 @@ class Core:
             evicted.append(worst)
             return None
         if self.mode is BackpressureMode.BLOCK and self.lobby.queued < self.max_lobby_size:
-            self._step_out(state, entry)
-            entry.state = LOBBY
-            self.lobby.add(entry)
+            self._park(state, entry)
             return None
         return Reason.QUEUE_FULL
+
+    def _overtakes_lobby(self, entry: Entry) -> bool:
+        """Whether someone in the lobby stands before this newcomer, and could have the place it found in line."""
+        for state in self.classes[: entry.rank + 1]:
+            if state.lobby.queued:
+                if state.rank == entry.rank:
+                    return state.lobby.head().start <= entry.start
+                most = state.rules.max_queued
+                if most is None or state.line.queued < most:
+                    return True
+        return False
+
+    def _park(self, state: ClassState, entry: Entry) -> None:
+        """Move a newcomer from the line to the lobby."""
+        self._step_out(state, entry)
+        entry.state = LOBBY
+        self.lobby.add(entry)
 
     # ------------------------------------------------------------------ departure
 

@@ -31,6 +31,8 @@ class MemoryBackend:
         """Use this loop's timers."""
         self._loop = loop
         self._timer, self._armed_for = None, math.inf
+        for state in self._core.timed:
+            state.share.next_start = -math.inf  # A time on the last loop's clock, which may count from elsewhere.
 
     def offer(
         self,

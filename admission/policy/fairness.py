@@ -10,13 +10,14 @@ Symbols, as in the source:
     S        start tag of a ticket; smallest first, ties by arrival number
     charge   cost / weight
 
-    arrival      B = max(V, F);  F = B + charge;  S = max(B, newest waiting S of this tenant)
+    arrival      B = max(V, F);  F = B + charge;  S = max(B, newest S of this tenant)
     grant        V = max(V, S)
     release      F = F + (actual charge - estimated charge)
     withdrawal   F = F - charge: work that never ran costs nothing
 
 The second half of the rule for S keeps one tenant's tickets in order of arrival after a withdrawal has
-moved its F back.
+moved its F back. "Newest" is that of the last ticket taken in since the tenant last had nobody waiting; those
+that were rejected do not count.
 
 Tags are integers, in thousandths of a cost unit, so that two implementations agree to the last digit.
 

@@ -234,7 +234,7 @@ class WindowedLimit:
         """Add the sample to the window; close the window when it is long and full enough."""
         if sample.outcome is Outcome.IGNORED:
             return
-        if self._began is None:
+        if self._began is None or sample.now < self._began:  # Another event loop's clock may count from elsewhere.
             self._began = sample.now
         self._count += 1
         self._total += sample.rtt

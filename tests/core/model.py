@@ -31,6 +31,7 @@ class Held:
     where: str = DONE
     start: Fraction = Fraction(0)
     charge: Fraction = Fraction(0)
+    newest_before: Fraction = Fraction(0)
     reason: Reason | None = None
     position: int = 0
 
@@ -165,10 +166,14 @@ class Model:
         self.pump(out)
         if ticket.where == LINE:
             self.keep_the_bounds(room, ticket, may_wait, out)
+        if ticket.where == LINE and self.overtakes_lobby(ticket):
+            ticket.where = LOBBY
+            self.left_the_line(room)
         ticket.position = self.position(ticket)
         self.settle(out)
-        if ticket.where == RUNNING:
-            out.granted.remove(ticket.number)
+        for decided in (out.granted, out.entered):
+            if ticket.number in decided:
+                decided.remove(ticket.number)
         return ticket, out
 
     def release(self, now: float, ticket: Held, actual_cost: float | None) -> Outcomes:
@@ -289,6 +294,7 @@ class Model:
         ticket.charge = self.price(room, ticket.tenant, ticket.cost)
         account.finish = base + ticket.charge
         ticket.start = base
+        ticket.newest_before = account.newest_start
         if self.waiting(ticket.rank, ticket.tenant):
             ticket.start = max(base, account.newest_start)
         account.newest_start = ticket.start
@@ -305,11 +311,11 @@ class Model:
 
     def keep_the_bounds(self, room: Room, ticket: Held, may_wait: bool, out: Outcomes) -> None:
         if not may_wait:
-            self.leave(ticket, Reason.BUSY)
+            self.reject(ticket, Reason.BUSY)
             return
         own = len(self.waiting(ticket.rank, ticket.tenant))
         if self.max_queued_per_tenant is not None and own > self.max_queued_per_tenant:
-            self.leave(ticket, Reason.TENANT_FULL)
+            self.reject(ticket, Reason.TENANT_FULL)
             return
         line = self.at(LINE)
         if room.rules.max_queued is not None and len(self.at(LINE, room.rank)) > room.rules.max_queued:
@@ -331,10 +337,26 @@ class Model:
             self.left_the_line(room)
             return
         else:
-            self.leave(ticket, Reason.QUEUE_FULL)
+            self.reject(ticket, Reason.QUEUE_FULL)
             return
         self.leave(worst, reason)
         out.evicted.append(worst.number)
+
+    def reject(self, ticket: Held, reason: Reason) -> None:
+        """As if it had never come."""
+        account = self.rooms[ticket.rank].accounts[ticket.tenant]
+        self.leave(ticket, reason)
+        account.newest_start = ticket.newest_before
+
+    def overtakes_lobby(self, newcomer: Held) -> bool:
+        """Whether a place in line would rather be somebody's who waits for one already."""
+        for ticket in self.at(LOBBY):
+            if (ticket.rank, ticket.start) <= (newcomer.rank, newcomer.start):
+                most = self.rooms[ticket.rank].rules.max_queued
+                others = [t for t in self.at(LINE, ticket.rank) if t is not newcomer]
+                if most is None or len(others) < most:
+                    return True
+        return False
 
     def held_back(self, room: Room, head: Held) -> bool:
         """Paused, at its ceiling, or without a start token."""

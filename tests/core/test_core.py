@@ -218,6 +218,31 @@ def test_the_lobby_moves_up_when_there_is_room_in_line() -> None:
     assert (core.position(high), core.position(low)) == (1, 2)
 
 
+def test_a_newcomer_does_not_overtake_the_lobby() -> None:
+    """Found by the fuzzer: the place it wins by pushing someone out is for whoever of its tenant came before."""
+    core = make(max_queue_size=1, mode=BackpressureMode.BLOCK)
+    come(core, tenant="flood", cost=5)
+    worst, first = come(core, tenant="flood"), come(core, tenant="modest")
+    come(core, tenant="flood"), come(core, tenant="flood")
+    assert (worst.state, first.state) == (WAITING, LOBBY)
+    second, decisions = core.offer(0, HIGH, "modest")
+    assert (decisions.evicted, decisions.entered) == ([worst], [first])
+    assert (first.state, second.state, second.position) == (WAITING, LOBBY, 2)
+
+
+def test_a_rejected_newcomer_leaves_its_tenant_as_it_was() -> None:
+    """Found by the model: a refused ticket, however dear, must not put the tenant's next one further back."""
+    core = make(max_queue_size=2)
+    come(core, tenant="b")
+    come(core, tenant="a")
+    come(core, LOW, tenant="z")
+    core.offer(0, HIGH, "a", cost=1000, may_wait=False)
+    assert core.offer(0, HIGH, "a", cost=1000, expires=0)[0].reason is Reason.HOPELESS
+    again, other = come(core, tenant="a"), come(core, tenant="b", cost=2)
+    assert again.start == 1000
+    assert (core.position(again), other.state) == (2, REFUSED)
+
+
 def test_a_tenant_has_no_more_waiters_than_its_own_cap() -> None:
     """Idle clients of one tenant cannot squat in the line."""
     core = make(max_queued_per_tenant=1)
