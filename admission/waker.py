@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import threading
 import time
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -183,13 +182,12 @@ class TrioTimer:
 class TrioLoop:
     """trio."""
 
-    __slots__ = ("_thread", "_token", "now")
+    __slots__ = ("_token", "now")
 
     def __init__(self) -> None:
         import trio
 
         self._token = trio.lowlevel.current_trio_token()
-        self._thread = threading.get_ident()
         self.now = trio.current_time
 
     def waker(self) -> Waker:
@@ -210,10 +208,13 @@ class TrioLoop:
             raise NotRunning("the trio run of this controller is over") from error
 
     def is_current(self) -> bool:
-        """Whether this run goes on in this thread."""
+        """Whether this very run, not a later one, goes on in this thread."""
         import trio
 
-        return threading.get_ident() == self._thread and trio.lowlevel.in_trio_run()
+        try:
+            return trio.lowlevel.current_trio_token() is self._token
+        except RuntimeError:
+            return False
 
     def is_running(self) -> bool:
         """Whether the run is not over."""
