@@ -6,9 +6,10 @@ submit -> Assignment (the handle) -> controller: line, slots -> Crew: a worker -
 """
 
 from admission.executor.dead_letters import DeadLetter, DeadLetters
+from admission.executor.default import default_executor
 from admission.executor.handle import Handle, TaskStatus, Update
 from admission.executor.prepared import PreparedTask
-from admission.executor.queued import QueuedExecutor, default_executor
+from admission.executor.queued import QueuedExecutor
 from admission.executor.status import ExecutorStatus, WorkerHealth
 
 __all__ = [

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager, suppress
-from contextvars import Context, copy_context
+from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
 from typing import Any, Generic, Literal, ParamSpec, Unpack, overload
@@ -17,17 +16,15 @@ import anyio
 from typing_extensions import TypeVar
 
 from admission.controller import AdmissionController
-from admission.errors import AdmissionError, Closed, NotRunning, Rejected
+from admission.errors import AdmissionError, Closed, Rejected
 from admission.executor import eager
-from admission.executor.assignment import Assignment, Desk, Options, Place
-from admission.executor.crew import Crew
+from admission.executor.assignment import Assignment, Options, Place
 from admission.executor.dead_letters import DeadLetter, DeadLetters
 from admission.executor.handle import Handle, ResultT, TaskStatus
-from admission.executor.loops import Sleep, work_loop
 from admission.executor.options import Executes, ExecutesAsync, ExecutorOptions, SubmitOptions
 from admission.executor.prepared import PreparedTask
-from admission.executor.status import ExecutorStatus, Tally, WorkerHealth
-from admission.executor.stepping import run_in
+from admission.executor.shop import Shop
+from admission.executor.status import ExecutorStatus, WorkerHealth
 from admission.line import Entry
 from admission.permit import controller_of, held_entry
 from admission.policy.limit import Limit
@@ -40,9 +37,6 @@ logger = logging.getLogger("admission.executor")
 TaskT = TypeVar("TaskT", default=Callable[..., object])
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-
-CLEANUP_GRACE = 1.0
-"""Seconds a drain leaves the coroutines it had to cancel for their cleaning up."""
 
 QUICK_TENANT = 32
 """Characters of a tenant's name that are no more than 128 bytes, whatever they are."""
@@ -175,21 +169,23 @@ class QueuedExecutor(Generic[TaskT, ResultT]):
         self.name = controller.name if name is None else name
         self.dead_letters: DeadLetters[ResultT] = DeadLetters(max_dead_letters)
         """Tasks that failed for good: list, retry, purge."""
-        self._min_workers = min_workers
-        self._worker_idle = worker_idle
-        self._threads_later = on_thread_pool_exhausted == "retry-later"
-        self._actual_cost = actual_cost
-        self._tally = Tally()
         limit = max_workers if isinstance(max_workers, int) else LEAST_THREADS
         self._threads = Threads(max(LEAST_THREADS, limit) if thread_pool_size is None else thread_pool_size, self.name)
         self._pool = None if pool is None else Pool(pool)
+        self._shop = Shop(
+            controller,
+            name=self.name,
+            threads=self._threads,
+            pool=self._pool,
+            least=min_workers,
+            idle_after=worker_idle,
+            threads_later=on_thread_pool_exhausted == "retry-later",
+            actual_cost=actual_cost,
+            bury=self._bury,
+        )
         self._defaults = Options(timeout=timeout, retry=retry)
         self._runner = None if executor is None else self._runner_for(callable_of(executor))
         self._ranks: dict[Priority | str, int] = {}
-        self._desk: Desk | None = None
-        self._crew: Crew | None = None
-        self._closing = False
-        self._emptied: Sleep | None = None
 
     def __repr__(self) -> str:
         return f"<QueuedExecutor {self.name!r}: {self.controller!r}>"
@@ -246,9 +242,10 @@ class QueuedExecutor(Generic[TaskT, ResultT]):
             NotRunning: No event loop runs here, or the executor works on another one.
             ValueError: An argument is outside its range.
         """
-        desk, crew = self._desk, self._crew
+        shop = self._shop
+        desk, crew = shop.desk, shop.crew
         if desk is None or crew is None or not desk.loop.is_current():
-            desk, crew = self._at_work()
+            desk, crew = shop.opened()
         if (
             timeout is UNSET
             and max_wait is UNSET
@@ -259,13 +256,13 @@ class QueuedExecutor(Generic[TaskT, ResultT]):
         else:
             options = self._options(max_wait, deadline, timeout, retry, metadata, on_success, on_failure, on_timeout)
         outer = held_entry()
-        if outer is None and not self._closing:
+        if outer is None and not shop.closing:
             rank = self.controller.default_rank if priority is None else self._rank(priority)
             place, nested = (rank, tenant or "", slots, cost), False
         else:
             place, nested = self._place_inside(outer, priority, tenant, slots, cost)
         runner, args = self._runner_of(task, args)
-        self._tally.submitted += 1
+        self._shop.tally.submitted += 1
         context = copy_context()
         # The quick way in checks no arguments, so it is for those that need no check.
         quick = slots == 1 and cost is None and deadline is None and not nested and len(place[1]) <= QUICK_TENANT
@@ -281,8 +278,8 @@ class QueuedExecutor(Generic[TaskT, ResultT]):
         try:
             assignment.enter()
         except BaseException as error:
-            self._tally.submitted -= 1
-            self._tally.refused += isinstance(error, Rejected)
+            self._shop.tally.submitted -= 1
+            self._shop.tally.refused += isinstance(error, Rejected)
             raise
         if assignment.in_lobby:
             await assignment.in_line()
@@ -305,7 +302,7 @@ class QueuedExecutor(Generic[TaskT, ResultT]):
             options.get("on_failure"),
             options.get("on_timeout"),
         )
-        desk, _ = self._at_work()
+        desk, _ = self._shop.opened()
         place, nested = self._place_inside(
             held_entry(),
             options.get("priority"),
@@ -323,7 +320,7 @@ class QueuedExecutor(Generic[TaskT, ResultT]):
             except Rejected as refusal:
                 assignment.refuse(refusal)
                 continue
-            self._tally.submitted += 1
+            self._shop.tally.submitted += 1
             if assignment.in_lobby:
                 with suppress(AdmissionError):
                     await assignment.in_line()
@@ -369,26 +366,26 @@ class QueuedExecutor(Generic[TaskT, ResultT]):
 
     def takes_tasks_here(self) -> bool:
         """Whether it was not drained, and works on the running event loop or on none yet."""
-        return not self._closing and (self._desk is None or self._desk.loop.is_current())
+        return not self._shop.closing and (self._shop.desk is None or self._shop.desk.loop.is_current())
 
     @property
     def is_running(self) -> bool:
         """Whether it was started and takes tasks."""
-        return self._desk is not None and not self._closing
+        return self._shop.desk is not None and not self._shop.closing
 
     @property
     def is_healthy(self) -> bool:
         """Whether it takes tasks and no worker is stuck on a function that outran its caller."""
-        stuck = self._crew is not None and any(not worker.is_healthy for worker in self._crew.health())
-        return not (self._closing or self.controller.draining or stuck)
+        stuck = self._shop.crew is not None and any(not worker.is_healthy for worker in self._shop.crew.health())
+        return not (self._shop.closing or self.controller.draining or stuck)
 
     def get_worker_health(self) -> list[WorkerHealth]:
         """One record for each worker there is now."""
-        return [] if self._crew is None else self._crew.health()
+        return [] if self._shop.crew is None else self._shop.crew.health()
 
     def get_status(self) -> ExecutorStatus:
         """The executor at this instant, frozen."""
-        tally, crew, pool = self._tally, self._crew, self.controller.snapshot()
+        tally, crew, pool = self._shop.tally, self._shop.crew, self.controller.snapshot()
         return ExecutorStatus(
             name=self.name,
             is_healthy=self.is_healthy,
@@ -427,8 +424,8 @@ class QueuedExecutor(Generic[TaskT, ResultT]):
         Raises:
             NotRunning: No event loop runs here, or it works on another one that has not ended.
         """
-        self._closing = False
-        self._at_work()
+        self._shop.closing = False
+        self._shop.opened()
 
     @asynccontextmanager
     async def lifespan(self, *, drain_timeout: float | None = 30.0) -> AsyncGenerator[QueuedExecutor[TaskT, ResultT]]:
@@ -452,26 +449,7 @@ class QueuedExecutor(Generic[TaskT, ResultT]):
         the line is evicted (`Closed`) and running tasks are cancelled (`TaskCancelled`). A shared controller goes on.
         """
         within("timeout", timeout, 0)
-        self._closing = True
-        desk = self._desk
-        if desk is None or self._crew is None:
-            return True
-        if not desk.loop.is_current():
-            raise NotRunning(f"executor {self.name!r} works on another event loop: drain it there")
-        with anyio.move_on_after(timeout):
-            await self._all_ended(desk)
-        in_time = not desk.open
-        if not in_time:
-            for assignment in list(desk.open):
-                assignment.evict()
-            with anyio.move_on_after(CLEANUP_GRACE):
-                await self._all_ended(desk)
-        self._crew.close()
-        self._desk = self._crew = None
-        self._threads.close()
-        if self._pool is not None:
-            self._pool.close()
-        return in_time
+        return await self._shop.drain(timeout)
 
     # ------------------------------------------------------------------ inside
 
@@ -480,7 +458,7 @@ class QueuedExecutor(Generic[TaskT, ResultT]):
     ) -> tuple[Place, bool]:
         """Where a task stands that is submitted under the ticket *outer*, and whether it runs on that ticket's slot."""
         nested = held_entry(self.controller.name) is not None
-        if self._closing and not nested:
+        if self._shop.closing and not nested:
             raise Closed(f"executor {self.name!r} is draining", reason=Reason.DRAINING)
         if outer is not None:
             if tenant is None:
@@ -541,65 +519,6 @@ class QueuedExecutor(Generic[TaskT, ResultT]):
             return InPool(call, self._pool)
         return InThread(call, self._threads)
 
-    def _at_work(self) -> tuple[Desk, Crew]:
-        """The desk and the crew on the running loop."""
-        desk, crew = self._desk, self._crew
-        if desk is not None and crew is not None and desk.loop.is_current():
-            return desk, crew
-        loop = work_loop()
-        if desk is not None and not desk.loop.is_over():
-            raise NotRunning(f"executor {self.name!r} works on another event loop; use one executor per loop")
-        self.controller.bind()
-        self._crew = crew = Crew(
-            loop, self._tally, name=self.name, least=self._min_workers, idle_after=self._worker_idle
-        )
-        self._desk = desk = Desk(
-            controller=self.controller,
-            loop=loop,
-            crew=crew,
-            tally=self._tally,
-            actual_cost=self._actual_cost,
-            threads_later=self._threads_later,
-            call_back=self._call_back,
-            bury=self._bury,
-            open=set(),
-            emptied=self._on_emptied,
-        )
-        return desk, crew
-
-    async def _all_ended(self, desk: Desk) -> None:
-        while desk.open:
-            self._emptied = desk.loop.sleep()
-            await self._emptied
-
-    def _on_emptied(self) -> None:
-        if self._emptied is not None and self._desk is not None:
-            self._desk.loop.rouse(self._emptied)
-            self._emptied = None
-
-    def _call_back(self, context: Context, callback: Callable[..., object], *args: object) -> None:
-        """Call *callback*; whatever it does, the task's result stands."""
-        try:
-            answer = context.run(callback, *args)
-        except Exception:
-            self._callback_failed(callback)
-            return
-        if inspect.isawaitable(answer) and self._desk is not None:
-            work = partial(self._await_callback, context, callback, answer)
-            self._desk.loop.spawn(work, f"admission callback of {self.name}")
-
-    async def _await_callback(
-        self, context: Context, callback: Callable[..., object], answer: Awaitable[object]
-    ) -> None:
-        try:
-            await run_in(context, answer)
-        except Exception:
-            self._callback_failed(callback)
-
-    def _callback_failed(self, callback: Callable[..., object]) -> None:
-        self._tally.callback_errors += 1
-        logger.exception("callback %r of executor %s failed", callback, self.name)
-
     def _bury(self, assignment: Assignment[Any], status: TaskStatus, error: BaseException) -> None:
         letter = DeadLetter(
             id=assignment.id,
@@ -619,12 +538,12 @@ class QueuedExecutor(Generic[TaskT, ResultT]):
     async def _submit_again(
         self, runner: Runner, args: tuple[object, ...], place: Place, options: Options
     ) -> Handle[ResultT]:
-        desk, _ = self._at_work()
-        if self._closing:
+        desk, _ = self._shop.opened()
+        if self._shop.closing:
             raise Closed(f"executor {self.name!r} is draining", reason=Reason.DRAINING)
         assignment: Assignment[ResultT] = Assignment(desk, runner, args, copy_context(), place, False, options)
         assignment.enter()
-        self._tally.submitted += 1
+        self._shop.tally.submitted += 1
         if assignment.in_lobby:
             await assignment.in_line()
         return assignment
@@ -639,17 +558,3 @@ def _forbid_beside_controller(**options: object) -> None:
     given = [option for option, value in options.items() if value is not None]
     if given:
         raise ValueError(f"{', '.join(given)} cannot be given together with controller: the pool has its own")
-
-
-_default: QueuedExecutor[Callable[..., object], object] | None = None
-
-
-def default_executor() -> QueuedExecutor[Callable[..., object], object]:
-    """The process's executor for whoever has none of their own: `await default_executor().submit(fetch, url)`.
-
-    It has all defaults. A new event loop gets a new one, and so does whoever asks after it was drained.
-    """
-    global _default
-    if _default is None or not _default.takes_tasks_here():
-        _default = QueuedExecutor(name="default-executor")
-    return _default

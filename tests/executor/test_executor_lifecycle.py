@@ -81,6 +81,34 @@ async def test_a_drained_executor_may_start_again():
         assert not executor.is_running
 
 
+async def test_a_drained_executor_hires_nobody(gate: Gate):
+    """Asking it for more is refused before anything starts."""
+    executor = QueuedExecutor(executor=gate, min_workers=2)
+    async with executor.lifespan():
+        assert len(executor.get_worker_health()) == 2
+    for _ in range(2):
+        with pytest.raises(Closed, match="was drained"):
+            await executor.submit(1)
+        with pytest.raises(Closed, match="was drained"):
+            await executor.submit_many([1])
+    assert executor.get_worker_health() == []
+
+
+async def test_a_drain_waits_for_async_callbacks():
+    """They belong to the tasks."""
+    seen = []
+
+    async def later(result):
+        for _ in range(20):
+            await anyio.lowlevel.checkpoint()
+        seen.append(result)
+
+    executor = QueuedExecutor()
+    async with executor.lifespan():
+        await executor.submit(one, on_success=later)
+    assert seen == [1]
+
+
 async def test_a_drain_with_nothing_to_do_ends_at_once():
     """Also before the start."""
     executor = QueuedExecutor()

@@ -112,8 +112,8 @@ async def test_nothing_is_lost_in_a_storm(seed):
         ended = status.completed + status.failed + status.timed_out + status.cancelled
         assert ended <= status.submitted + status.completed  # Nested tasks are submitted, too.
         assert storm.most <= 3
-        crew = executor._crew
+        crew = executor._shop.crew
         assert crew is not None
         assert crew.seeking == 0
         assert not crew.ready
-    assert executor._crew is None
+    assert executor._shop.crew is None

@@ -103,6 +103,18 @@ async def test_a_timed_out_thread_is_not_retried(block: ThreadGate):
         block.open()
 
 
+async def test_on_timeout_is_called_while_the_thread_still_runs(block: ThreadGate):
+    """With the submitter's context variables, though the thread is still inside its context."""
+    late = []
+    executor = QueuedExecutor(executor=block, max_workers=1)
+    async with executor.lifespan():
+        with pytest.raises(TaskTimeout):
+            await executor.execute(1, timeout=0.01, on_timeout=lambda: late.append(True))
+        assert late == [True]
+        assert executor.get_status().callback_errors == 0
+        block.open()
+
+
 async def test_a_failed_thread_is_retried():
     """Like any other task."""
     tried = []
