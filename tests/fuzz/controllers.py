@@ -92,6 +92,8 @@ class Pool:
         self.in_use = 0
         """Slots in use but by exempt classes, at the last look."""
         self.class_held = [0] * len(self.rules)
+        self.turns = 0
+        """Turns of the loop so far."""
         self.last_number: dict[tuple[int, str], int] = {}
         self.tenants = ["t0", "t1"]
         self.cancelled = self.granted = self.timed_out = self.refused = 0
@@ -107,7 +109,7 @@ class Pool:
 
     async def task(self, rank: int, tenant: str, slots: int, cost: float | None, max_wait: float | None) -> None:
         """Acquire, and leave the permit to the driver."""
-        since = self.loop.clock
+        since, began = self.loop.clock, self.turns
         try:
             permit = await self.controller._acquire(rank, tenant, slots, cost, max_wait, None)
         except AdmissionError as error:
@@ -116,8 +118,9 @@ class Pool:
         entry = permit.entry
         self.holds(entry)
         self.permits.append(permit)
-        if entry.position:
-            # A tenant's tickets are served in the order they came.
+        if self.turns > began:
+            # A tenant's tickets are served in the order they came. Whoever was granted before its own first turn is
+            # over is seen here before those that were granted with it and have yet to wake.
             key = rank, tenant
             assert entry.number > self.last_number.get(key, 0), (
                 "disorder: a tenant's later ticket went before its earlier one"
@@ -317,8 +320,7 @@ class Pool:
             elif chance < 0.80:
                 self.steer()
             else:
-                await asyncio.sleep(0)
-                self.tidy()
+                await self.turn(1)
             self.check()
         await self.come_to_an_end()
 
@@ -358,6 +360,7 @@ class Pool:
     async def turn(self, times: int) -> None:
         """Let the loop turn."""
         for _ in range(times):
+            self.turns += 1
             await asyncio.sleep(0)
             self.tidy()
             self.check()
