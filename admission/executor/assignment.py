@@ -22,10 +22,27 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from admission.controller import AdmissionController
 from admission.errors import AdmissionError, Closed, Rejected, TaskCancelled, TaskTimeout, WaitTimeout
-from admission.executor.handle import NO_METADATA, UNDECIDED, Handle, ResultT, TaskStatus
+from admission.executor.handle import (
+    CANCELLED,
+    FAILED,
+    LOBBY,
+    NO_METADATA,
+    QUEUED,
+    REFUSED,
+    RETRYING,
+    RUNNING,
+    SUCCEEDED,
+    TIMED_OUT,
+    UNDECIDED,
+    Handle,
+    ResultT,
+    TaskStatus,
+)
 from admission.executor.loops import WorkLoop
 from admission.executor.status import Tally
-from admission.line import LOBBY, RUNNING, Entry
+from admission.line import LOBBY as IN_LOBBY
+from admission.line import RUNNING as GRANTED
+from admission.line import Entry
 from admission.permit import hold, outcome_of
 from admission.policy.retry import Retry
 from admission.runners import Runner
@@ -40,7 +57,7 @@ THREAD_BACKOFF = Retry.exponential(max_attempts=12, base=0.05, factor=2.0, max_d
 """How a task that found no free thread comes back, where the policy is to come back later: for about 30 s."""
 
 
-WAITING = (TaskStatus.QUEUED, TaskStatus.LOBBY)
+WAITING = (QUEUED, LOBBY)
 
 Place = tuple[int, str, int, float | None]
 """Rank, tenant, slots and cost (None: as slots) of a task."""
@@ -141,11 +158,7 @@ class Assignment(Handle[ResultT]):
         nested: bool,
         options: Options,
     ) -> None:
-        self._loop = desk.loop
-        self._status = TaskStatus.QUEUED
-        self._sleepers = None
-        self._watchers = None
-        self._alarm = None
+        super().__init__(desk.loop)
         self.desk = desk
         self.runner = runner
         self.args = args
@@ -162,10 +175,10 @@ class Assignment(Handle[ResultT]):
         """Its ticket, granted or not; None for a nested task, which runs on its parent's slot."""
         self._first_id: str | None = None
         self._worker: Worker | None = None
+        self._thread_tries = 0
 
     _first_start: float
     _last_error: BaseException
-    _thread_tries: int
     _timer: Timer
     _future: Future[object] | None
     """Set while it runs in a thread or another process."""
@@ -212,7 +225,7 @@ class Assignment(Handle[ResultT]):
     def cancel(self) -> bool:
         if self._status not in UNDECIDED:
             return False
-        self._end(TaskStatus.CANCELLED, TaskCancelled(f"task {self.id} was cancelled"), Reason.CANCELLED)
+        self._end(CANCELLED, TaskCancelled(f"task {self.id} was cancelled"), Reason.CANCELLED)
         return True
 
     def evict(self) -> None:
@@ -220,22 +233,22 @@ class Assignment(Handle[ResultT]):
         if self._status in UNDECIDED:
             if self._status in WAITING:
                 error: AdmissionError = Closed(f"task {self.id}: drained", reason=Reason.EVICTED_DRAINING)
-                self._end(TaskStatus.REFUSED, error, Reason.EVICTED_DRAINING)
+                self._end(REFUSED, error, Reason.EVICTED_DRAINING)
             else:
                 error = TaskCancelled(f"task {self.id} did not end within the drain's grace")
-                if self._status is TaskStatus.RETRYING:
+                if self._status is RETRYING:
                     error.__cause__ = self._last_error
-                self._end(TaskStatus.CANCELLED, error, Reason.EVICTED_DRAINING)
+                self._end(CANCELLED, error, Reason.EVICTED_DRAINING)
 
     def _end(self, status: TaskStatus, error: AdmissionError, reason: Reason) -> None:
-        if self._status is TaskStatus.RUNNING:
-            self.interrupt(TaskStatus.CANCELLED, error)
+        if self._status is RUNNING:
+            self.interrupt(CANCELLED, error)
             return
         entry = self._entry
-        if self._status is TaskStatus.RETRYING:
+        if self._status is RETRYING:
             self._timer.cancel()
             self.desk.tally.retrying -= 1
-        elif entry is not None and entry.state is not RUNNING:
+        elif entry is not None and entry.state is not GRANTED:
             # Decided before it is withdrawn: whatever the withdrawal sets off finds it gone.
             self._finish(status, error)
             self.desk.controller.withdraw(entry, reason)
@@ -271,8 +284,8 @@ class Assignment(Handle[ResultT]):
         except BaseException:
             desk.open.discard(self)
             raise
-        if entry.state is LOBBY:
-            self._move_to(TaskStatus.LOBBY)
+        if entry.state is IN_LOBBY:
+            self._move_to(LOBBY)
 
     def granted(self, entry: Entry) -> None:
         """It holds the slot of *entry* already: a worker is all it needs."""
@@ -288,42 +301,42 @@ class Assignment(Handle[ResultT]):
         self._future = None
         self._attempts = 1
         self._first_start = started
-        self._status = TaskStatus.RUNNING
+        self._status = RUNNING
 
     @property
     def in_lobby(self) -> bool:
         """Whether it waits for room in the line."""
-        return self._status is TaskStatus.LOBBY
+        return self._status is LOBBY
 
     async def in_line(self) -> None:
         """Wait until it left the lobby. Cancelled, it leaves altogether. Raises the refusal if it was refused there."""
         try:
-            while self._status is TaskStatus.LOBBY:
+            while self._status is LOBBY:
                 await self._changed()
         except BaseException:
             self.cancel()
             raise
-        if self._status is TaskStatus.REFUSED and self._error is not None:
+        if self._status is REFUSED and self._error is not None:
             raise self._error
 
     def refuse(self, error: Rejected) -> None:
         """It was not taken in, and its handle shall say so."""
-        self._finish(TaskStatus.REFUSED, error)
+        self._finish(REFUSED, error)
 
     def entered(self, entry: Entry) -> None:
         """From the lobby into the line."""
-        if self._status is TaskStatus.LOBBY:
-            self._move_to(TaskStatus.QUEUED)
+        if self._status is LOBBY:
+            self._move_to(QUEUED)
 
     def decided(self, entry: Entry) -> None:
         """Granted, or refused while it waited."""
         self._entry = entry
         entry.waiter = None  # The pool may remember an entry for a while, but shall not remember its task.
         desk = self.desk
-        if entry.state is RUNNING:
-            if self._status is TaskStatus.LOBBY:
-                self._move_to(TaskStatus.QUEUED)
-            if self._status is not TaskStatus.QUEUED:  # Cancelled in the same instant: the next one's turn.
+        if entry.state is GRANTED:
+            if self._status is LOBBY:
+                self._move_to(QUEUED)
+            if self._status is not QUEUED:  # Cancelled in the same instant: the next one's turn.
                 self._give_back(Outcome.IGNORED)
                 return
             desk.tally.wait_seconds += entry.granted_at - entry.arrival
@@ -332,19 +345,19 @@ class Assignment(Handle[ResultT]):
             error = desk.controller.refusal(entry)
             if self._attempts:
                 error.__cause__ = self._last_error
-            self._finish(TaskStatus.REFUSED, error)
+            self._finish(REFUSED, error)
 
     # ------------------------------------------------------------------ an attempt
 
     def begin(self, worker: Worker, now: float) -> Context | None:
         """Start an attempt: the context to run it in, or None when there is nothing to run any more."""
-        if self._status is not TaskStatus.QUEUED:
+        if self._status is not QUEUED:
             self._give_back(Outcome.IGNORED)
             return None
         options = self.options
         if options.deadline is not None and now >= options.deadline:
             self._give_back(Outcome.IGNORED)
-            self._finish(TaskStatus.REFUSED, self._too_late())
+            self._finish(REFUSED, self._too_late())
             return None
         if not self.runner.inline and self.runner.exhausted() and self.desk.threads_later:
             self._come_back_for_a_thread(now)
@@ -354,9 +367,9 @@ class Assignment(Handle[ResultT]):
         if self._attempts == 0:
             self._first_start = now
         self._attempts += 1
-        self._status = TaskStatus.RUNNING
+        self._status = RUNNING
         if self._watchers is not None:
-            self._move_to(TaskStatus.RUNNING)
+            self._move_to(RUNNING)
         # A retry must not see what the attempt before it did to the context variables.
         context = self.context if options.retry is None else self.context.copy()
         if self._entry is not None:
@@ -369,8 +382,8 @@ class Assignment(Handle[ResultT]):
 
     def outran(self) -> None:
         """The attempt took longer than its timeout."""
-        if self._status is TaskStatus.RUNNING:
-            self.interrupt(TaskStatus.TIMED_OUT, self.timed_out())
+        if self._status is RUNNING:
+            self.interrupt(TIMED_OUT, self.timed_out())
 
     def timed_out(self) -> TaskTimeout:
         """The error of an attempt that took too long."""
@@ -380,36 +393,36 @@ class Assignment(Handle[ResultT]):
         """The attempt returned *result*."""
         desk, entry = self.desk, self._entry
         # A task may have settled its account by itself, with `current_permit().release(actual_cost=…)`.
-        if entry is not None and entry.state is RUNNING:
+        if entry is not None and entry.state is GRANTED:
             desk.controller.finish(entry, Outcome.SUCCESS, desk.cost_of(result))
-        if self._status is not TaskStatus.RUNNING:  # Its caller was told to wait no longer; only the slot was due.
+        if self._status is not RUNNING:  # Its caller was told to wait no longer; only the slot was due.
             self._forget()
             return
         desk.tally.completed += 1
         self._result = result
         self._error = None
         self._forget()
-        self._decide(TaskStatus.SUCCEEDED)
+        self._decide(SUCCEEDED)
         if self.options.on_success is not None:
             desk.call_back(self.context, self.options.on_success, result)
 
     def fail(self, error: BaseException) -> None:
         """The attempt raised *error*, or outran its timeout."""
         self._give_back(outcome_of(error))
-        if self._status is not TaskStatus.RUNNING:
+        if self._status is not RUNNING:
             self._forget()
-        elif self.interrupted is TaskStatus.CANCELLED:  # It raised something else on its way out.
+        elif self.interrupted is CANCELLED:  # It raised something else on its way out.
             cancelled = TaskCancelled(f"task {self.id} was cancelled")
             cancelled.__cause__ = error
-            self._finish(TaskStatus.CANCELLED, cancelled)
+            self._finish(CANCELLED, cancelled)
         else:
             self._try_again_or_end(error)
 
     def stop(self, error: TaskCancelled) -> None:
         """The attempt was cancelled."""
         self._give_back(Outcome.IGNORED)
-        if self._status is TaskStatus.RUNNING:
-            self._finish(TaskStatus.CANCELLED, error)
+        if self._status is RUNNING:
+            self._finish(CANCELLED, error)
         else:
             self._forget()
 
@@ -443,20 +456,20 @@ class Assignment(Handle[ResultT]):
         self._worker = None
         self.desk.tally.retrying += 1
         self._timer = self._loop.call_at(when, self._again)
-        self._move_to(TaskStatus.RETRYING)
+        self._move_to(RETRYING)
 
     def _again(self) -> None:
-        if self._status is not TaskStatus.RETRYING:
+        if self._status is not RETRYING:
             return
         self.desk.tally.retrying -= 1
-        self._move_to(TaskStatus.QUEUED)
+        self._move_to(QUEUED)
         try:
             self.enter()
         except Closed as closed:
-            self._finish(TaskStatus.REFUSED, closed)
+            self._finish(REFUSED, closed)
         except Rejected as rejected:
             if self._attempts == 0:
-                self._finish(TaskStatus.REFUSED, rejected)
+                self._finish(REFUSED, rejected)
                 return
             # A retry that was turned away counts as an attempt, or a full line would be asked for ever.
             self._attempts += 1
@@ -464,7 +477,7 @@ class Assignment(Handle[ResultT]):
             self._try_again_or_end(self._last_error)
 
     def _come_back_for_a_thread(self, now: float) -> None:
-        self._thread_tries = getattr(self, "_thread_tries", 0) + 1
+        self._thread_tries += 1
         delay = THREAD_BACKOFF.delay_for(self._thread_tries, random.random())
         self._give_back(Outcome.IGNORED)
         if delay is not None:
@@ -474,7 +487,7 @@ class Assignment(Handle[ResultT]):
         self._end_failed(error)
 
     def _end_failed(self, error: BaseException) -> None:
-        status = TaskStatus.TIMED_OUT if isinstance(error, TaskTimeout) else TaskStatus.FAILED
+        status = TIMED_OUT if isinstance(error, TaskTimeout) else FAILED
         self._finish(status, error)
 
     def _finish(self, status: TaskStatus, error: BaseException) -> None:
@@ -482,22 +495,21 @@ class Assignment(Handle[ResultT]):
         tally, options = self.desk.tally, self.options
         self._error = error
         on_end: Callable[[], object] | None = None
-        if options.on_failure is not None and status is not TaskStatus.CANCELLED:
+        if options.on_failure is not None and status is not CANCELLED:
             on_end = partial(options.on_failure, error)
         if options.on_timeout is not None and isinstance(error, TaskTimeout | WaitTimeout):
             on_end = options.on_timeout
-        match status:
-            case TaskStatus.FAILED | TaskStatus.TIMED_OUT:
-                tally.failed += status is TaskStatus.FAILED
-                tally.timed_out += status is TaskStatus.TIMED_OUT
-                self.desk.bury(self, status, error)
-                if on_end is None:
-                    self._sound_alarm(error)
-            case TaskStatus.CANCELLED:
-                tally.cancelled += 1
-            case _:
-                tally.refused += 1
-        if self._status is not TaskStatus.RUNNING or self._future is None:
+        if status is FAILED or status is TIMED_OUT:
+            tally.failed += status is FAILED
+            tally.timed_out += status is TIMED_OUT
+            self.desk.bury(self, status, error)
+            if on_end is None:
+                self._sound_alarm(error)
+        elif status is CANCELLED:
+            tally.cancelled += 1
+        else:
+            tally.refused += 1
+        if self._status is not RUNNING or self._future is None:
             self._forget()  # Else its thread still runs and holds the slot.
         self._decide(status)
         if on_end is not None:
@@ -508,7 +520,7 @@ class Assignment(Handle[ResultT]):
 
     def _give_back(self, outcome: Outcome) -> None:
         entry = self._entry
-        if entry is not None and entry.state is RUNNING:
+        if entry is not None and entry.state is GRANTED:
             self.desk.controller.finish(entry, outcome)
 
     def _forget(self) -> None:

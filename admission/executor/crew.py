@@ -82,7 +82,9 @@ class Crew:
         # One at a time: tasks that submit tasks must not pile up on the stack.
         if self._lent is not None or not self._resting or self.loop.scoped:
             return None
-        self._lent = worker = self._next_one()
+        self._lent = worker = self._resting.pop()
+        if len(self._resting) < self._least_resting:
+            self._least_resting = len(self._resting)
         return worker
 
     def take_back(self, worker: Worker) -> None:

@@ -16,12 +16,13 @@ from contextvars import Context
 from admission.errors import TaskCancelled
 from admission.executor.assignment import Assignment, Desk, Options, Place
 from admission.executor.crew import Crew
-from admission.executor.handle import NO_METADATA, Handle, ResultT, TaskStatus
+from admission.executor.handle import NO_METADATA, SUCCEEDED, Handle, ResultT
 from admission.executor.stepping import Steps
 from admission.executor.worker import Handed, Worker
 from admission.line import RUNNING, Entry
 from admission.permit import hold
 from admission.runners import OnLoop
+from admission.types import Outcome
 
 
 class Finished(Handle[ResultT]):
@@ -35,7 +36,7 @@ class Finished(Handle[ResultT]):
         self._options = options
         self._result = result
         self._error = None
-        self._status = TaskStatus.SUCCEEDED
+        self._status = SUCCEEDED
 
     @property
     def id(self) -> str:
@@ -109,7 +110,7 @@ def start(
         crew.take_back(worker)
         # A task may have settled its account by itself, with `current_permit().release(actual_cost=…)`.
         if entry.state is RUNNING:
-            desk.controller.finish(entry, actual_cost=desk.cost_of(result))
+            desk.controller.finish(entry, Outcome.SUCCESS, None if desk.actual_cost is None else desk.cost_of(result))
         if options.on_success is not None:
             desk.call_back(context, options.on_success, result)
         return Finished(desk, entry, options, result)

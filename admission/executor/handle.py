@@ -48,7 +48,10 @@ class TaskStatus(StrEnum):
     """Left the line without a permit: rejected or evicted."""
 
 
-UNDECIDED = frozenset({TaskStatus.LOBBY, TaskStatus.QUEUED, TaskStatus.RUNNING, TaskStatus.RETRYING})
+LOBBY, QUEUED, RUNNING, RETRYING, SUCCEEDED, FAILED, TIMED_OUT, CANCELLED, REFUSED = TaskStatus
+# Bound to names: reading a member off its enum, and hashing it, cost more than what is done with it.
+
+UNDECIDED = (RUNNING, QUEUED, RETRYING, LOBBY)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +81,7 @@ class Handle(ABC, Generic[ResultT]):
 
     def __init__(self, loop: WorkLoop) -> None:
         self._loop = loop
-        self._status = TaskStatus.QUEUED
+        self._status = QUEUED
         self._sleepers: list[Sleep] | None = None
         """Who waits for the end."""
         self._watchers: list[Sleep] | None = None
@@ -143,6 +146,8 @@ class Handle(ABC, Generic[ResultT]):
     # --- to wait for
 
     def __await__(self) -> Generator[object, None, ResultT]:
+        if self._status is SUCCEEDED:
+            return self._result
         if self._status in UNDECIDED:
             sleep = self._loop.sleep()
             if self._sleepers is None:

@@ -261,8 +261,12 @@ class QueuedExecutor(Generic[TaskT, ResultT]):
             place, nested = (rank, tenant or "", slots, cost), False
         else:
             place, nested = self._place_inside(outer, priority, tenant, slots, cost)
-        runner, args = self._runner_of(task, args)
-        self._shop.tally.submitted += 1
+        runner = self._runner
+        if runner is None:
+            runner = self._runner_for(check_task(task))
+        else:
+            args = (task, *args)
+        desk.tally.submitted += 1
         context = copy_context()
         # The quick way in checks no arguments, so it is for those that need no check.
         quick = slots == 1 and cost is None and deadline is None and not nested and len(place[1]) <= QUICK_TENANT
