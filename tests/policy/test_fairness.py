@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from admission.policy.fairness import IDLE_TAGS, KEPT_FLOWS, UNITS, FairQueueing
@@ -96,6 +96,7 @@ def test_debts_of_absent_tenants_are_bounded() -> None:
     assert "waits for ever" in fair.flows
 
 
+@settings(max_examples=200)
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 9), st.booleans()), max_size=40))
 def test_a_tenants_tags_never_go_back_while_it_waits(steps: list[tuple[str, int, bool]]) -> None:
     """Whatever is withdrawn in between: its own tickets are served in order of arrival."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from admission.policy.limit import AimdLimit, FixedLimit, GradientLimit, Limit, VegasLimit, WindowedLimit
@@ -96,6 +96,7 @@ def test_a_window_gives_one_sample_of_all() -> None:
 
 
 @adaptive
+@settings(max_examples=200)
 @given(
     samples=st.lists(
         st.builds(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from admission.policy.shares import MICRO, Share, next_class
@@ -107,6 +107,7 @@ def test_a_burst_is_let_through_and_then_the_rate_is_kept() -> None:
     assert starts == [0.0, 0.0, 0.5, 1.0, 1.5, 2.0]
 
 
+@settings(max_examples=200)
 @given(
     rate=st.sampled_from([0.5, 1.0, 2.0, 8.0]),
     burst=st.integers(1, 5),
