@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
 import pytest
 
 from tests.benchmarks.__main__ import main
-from tests.benchmarks.load import Load
+from tests.benchmarks.load import Connection, Load
 from tests.benchmarks.report import Plan, Report
 
 
@@ -86,3 +87,29 @@ def test_unknown_benchmark_is_refused_by_name(capsys: pytest.CaptureFixture[str]
 def test_useful_rate_leaves_refusals_out() -> None:
     """A 503 is no throughput."""
     assert Load(answers=100, refused=90, seconds=2.0).rate == 5.0
+
+
+def test_built_in_generator_asks_again_after_each_whole_answer() -> None:
+    """An answer may come in pieces; whatever is neither 2xx nor 3xx is counted as refused."""
+    transport = Wire()
+    connection = Connection([b"first", b"second"], 1)
+    connection.connection_made(transport)
+    connection.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nok")
+    assert transport.sent == [b"first"]
+    connection.data_received(b"ay")
+    connection.data_received(b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n")
+    assert transport.sent == [b"first", b"second", b"first"]
+    assert (connection.answers, connection.refused) == (2, 1)
+
+
+class Wire(asyncio.Transport):
+    """Keeps what is sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.sent.append(bytes(data))
+
+    def is_closing(self) -> bool:
+        return False
