@@ -63,6 +63,7 @@ class QueuedExecutor(Generic[TaskT, ResultT]):
     ends: a function in a thread cannot be stopped, so its slot stays taken after its caller has given up. A task that
     is submitted *inside* a request or task of the same pool inherits class and tenant and runs at once on the slot
     that is held already, on a worker beside the limit: waiting for a second slot would deadlock a full pool.
+    Await such tasks before the request ends: one that outlives it runs on without a slot.
     It is *not* a durable queue: what has not run when the process ends is lost.
 
     It starts on first use; `lifespan()` adds the drain at the end. It belongs to one event loop at a time.
@@ -213,7 +214,8 @@ class QueuedExecutor(Generic[TaskT, ResultT]):
         """Put *task* in line and return its handle: `result = await handle`.
 
         In BLOCK mode this waits while there is no room in the line; in REJECT mode it never waits. The task sees the
-        context variables of the caller as they are now (a copy), and its own ticket as `current_ticket()`.
+        context variables of the caller as they are now (a copy), and its own ticket as `current_ticket()`. On asyncio a
+        coroutine that may start at once does so in here, up to its first wait, as eager tasks do.
 
         Args:
             args: Further arguments for whatever runs the task.

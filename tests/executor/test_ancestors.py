@@ -133,14 +133,15 @@ async def test_a_shares(gate: Gate):
 
 async def test_a_max_delay_and_throttle():
     """`max_low_priority_delay`, `low_priority_throttle_rate`: `max_delay`, `rate`."""
-    low = PriorityClass(name="low", max_delay=10, rate=100, burst=1)
+    low = PriorityClass(name="low", max_delay=10, rate=0.1, burst=1)
     executor = QueuedExecutor(classes=[PriorityClass(name="high"), low])
     async with executor.lifespan():
         await executor.execute(sync_catalogue, priority="low")
         second = await executor.submit(sync_catalogue, priority="low")
         assert not second.done()
         assert executor.controller.snapshot().of("low").held_back_by == "start-rate"
-        assert await second == "synced"
+        assert await executor.execute(sync_catalogue, priority="high") == "synced"
+        second.cancel()
 
 
 async def test_a_emergency_override(gate: Gate):
