@@ -325,19 +325,24 @@ class AdmissionController:
         now = self.now()
         if entry.id is not None:
             self._by_id.pop(entry.id, None)
-        if self._announcer is None:
-            self._backend.release(now, entry, outcome, actual_cost, rtt)
-        else:
-            # The others' grants are told after the release that made room for them.
-            with self._announcer.after():
+        try:
+            if self._announcer is None:
                 self._backend.release(now, entry, outcome, actual_cost, rtt)
-                self._announcer.released(entry, now, outcome, actual_cost)
-        if self._idle:
-            self._wake_idle()
+            else:
+                # The others' grants are told after the release that made room for them.
+                with self._announcer.after():
+                    self._backend.release(now, entry, outcome, actual_cost, rtt)
+                    self._announcer.released(entry, now, outcome, actual_cost)
+        finally:
+            if self._idle:
+                self._wake_idle()
 
     def withdraw(self, entry: Entry, reason: Reason = Reason.CANCELLED) -> None:
         """Give a place up, in whatever state; a slot granted in the same instant goes to the next in line."""
         was = entry.state
+        if was is RUNNING:
+            self.finish(entry, Outcome.IGNORED)
+            return
         self._backend.withdraw(self.now(), entry, reason)
         if entry.id is not None and entry.state is not was:
             self._by_id.pop(entry.id, None)

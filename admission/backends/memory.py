@@ -68,7 +68,12 @@ class MemoryBackend:
 
     def release(self, now: float, entry: Entry, outcome: Outcome, actual_cost: float | None, rtt: float | None) -> None:
         """See `Backend.release`."""
-        decisions = self._core.release(now, entry, outcome, actual_cost, rtt)
+        try:
+            decisions = self._core.release(now, entry, outcome, actual_cost, rtt)
+        except Exception:
+            # A limit of the user's own that failed to learn: its slots are free all the same, and whoever is next runs.
+            self._deliver(now, self._core.expire(now))
+            raise
         if decisions is not NOTHING:
             self._deliver(now, decisions)
 

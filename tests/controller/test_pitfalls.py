@@ -175,6 +175,58 @@ async def test_7_an_observer_that_fails_corrupts_nothing(caplog: pytest.LogCaptu
     assert "metrics are down" in caplog.text
 
 
+async def test_7_a_limit_that_fails_to_learn_strands_nobody() -> None:
+    """The error is the releaser's to see; the slot is free, and whoever is next has it."""
+
+    class Failing:
+        slots = 1
+
+        def observe(self, sample: Sample) -> None:
+            raise RuntimeError("no idea")
+
+    controller = AdmissionController(max_concurrency=Failing(), max_wait=None)
+    held = await controller.acquire()
+    async with anyio.create_task_group() as tasks:
+
+        async def waits() -> None:
+            permit = await controller.acquire()
+            with pytest.raises(RuntimeError, match="no idea"):
+                permit.release()
+
+        tasks.start_soon(waits)
+        await anyio.wait_all_tasks_blocked()
+        with pytest.raises(RuntimeError, match="no idea"):
+            held.release()
+    assert await controller.drain()
+
+
+async def test_7_observers_hear_of_as_many_releases_as_grants() -> None:
+    """Also when a waiter is cancelled in the instant of its grant: a gauge made of events must not drift."""
+
+    class Counting:
+        def __init__(self) -> None:
+            self.kinds: list[str] = []
+
+        def observe(self, event: Event) -> None:
+            self.kinds.append(type(event).__name__)
+
+    counting = Counting()
+    controller = AdmissionController(max_concurrency=1, observers=[counting])
+    held = await controller.acquire()
+    async with anyio.create_task_group() as tasks:
+
+        async def waits() -> None:
+            (await controller.acquire()).release()
+
+        tasks.start_soon(waits)
+        await anyio.wait_all_tasks_blocked()
+        held.release()
+        tasks.cancel_scope.cancel()
+    assert controller.in_flight == 0
+    assert counting.kinds.count("Granted") == counting.kinds.count("Released") == 2
+    assert counting.kinds.count("Queued") == 1
+
+
 def test_8_a_deadline_that_passed_while_the_loop_was_blocked_is_kept() -> None:
     """The timer rings late; the grant looks at the clock itself, and the slot goes to who still wants it."""
 
