@@ -21,6 +21,7 @@ from admission.errors import (
     QueueFull,
     Refusal,
     Rejected,
+    TaskCancelled,
     TaskTimeout,
     WaitTimeout,
 )
@@ -65,6 +66,7 @@ __all__ = [
     "Sample",
     "Settings",
     "Snapshot",
+    "TaskCancelled",
     "TaskTimeout",
     "Ticket",
     "TicketStatus",

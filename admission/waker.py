@@ -188,7 +188,8 @@ class TrioLoop:
         import trio
 
         self._token = trio.lowlevel.current_trio_token()
-        self.now = trio.current_time
+        # Of the clock itself: `trio.current_time` has none to ask once the run is over, and slots are given back then too.
+        self.now = trio.lowlevel.current_clock().current_time
 
     def waker(self) -> Waker:
         """For the running task."""

@@ -26,7 +26,6 @@ from typing import Any, Protocol
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from admission.errors import NotRunning
 from admission.observability.lag import LoopLag
 from admission.observability.tenants import OTHER, TenantTotal, TenantTotals
 from admission.types import ClassSnapshot, HistogramSnapshot, Outcome, Reason, Snapshot, within
@@ -175,7 +174,7 @@ class PoolCollector(Collector):
         """
         with suppress(RuntimeError):  # No loop runs here, as when a script reads a registry: there is no lag.
             self.lag.start()
-        read = [(pool, snapshot) for pool in self._all_pools() if (snapshot := _read(pool)) is not None]
+        read = [(pool, pool.snapshot()) for pool in self._all_pools()]
         snapshots = [snapshot for _, snapshot in read]
         _require_distinct("pool", [snapshot.pool for snapshot in snapshots])
         executors = [executor.get_status() for executor in self._executors]
@@ -298,14 +297,6 @@ def _finished(prefix: str, snapshots: Iterable[Snapshot]) -> Metric:
         for outcome in Outcome:
             family.add_metric([*whose, outcome.value], found.released.get(outcome, 0))
     return family
-
-
-def _read(pool: Pool) -> Snapshot | None:
-    """What the pool shows; None while it has no clock: nobody has used it, and no event loop runs here."""
-    try:
-        return pool.snapshot()
-    except NotRunning:
-        return None
 
 
 def _tenant_gauges(prefix: str, snapshots: Iterable[Snapshot], named: int) -> tuple[Metric, Metric]:

@@ -173,10 +173,11 @@ def test_totals_by_tenant_are_shown_when_an_observer_counts_them() -> None:
     assert value(collector, "admission_tenant_requests_granted_total", tenant="other") == 2
 
 
-def test_a_pool_nobody_has_used_yet_has_no_samples() -> None:
-    """Read from a thread before the first request, it has no clock; the scrape goes on without it."""
-    collector = PoolCollector(AdmissionController(name="unused"), FakePool())
-    assert {dict(labels)["pool"] for _, labels in scrape(collector) if "pool" in dict(labels)} == {"default"}
+def test_a_pool_nobody_has_used_yet_is_shown_idle() -> None:
+    """Read from a thread before the first request, on no loop, it has its limit and zeros to show."""
+    collector = PoolCollector(AdmissionController(name="unused", max_concurrency=3), FakePool())
+    assert value(collector, "admission_limit_slots", pool="unused") == 3
+    assert value(collector, "admission_queue_size", pool="unused", priority="all") == 0
 
 
 def test_a_hostile_tenant_name_stays_inside_its_label() -> None:
