@@ -267,7 +267,7 @@ class AdmissionController:
             Rejected, QueueFull, Closed: Refused on arrival; *waiter* is not told.
             ValueError: An argument is outside its range.
         """
-        if slots < 1 or slots != int(slots):
+        if slots != 1 and (slots < 1 or slots != int(slots)):
             raise ValueError(f"slots is {slots!r}: it must be a whole number, at least 1")
         if cost is None:
             cost = slots
@@ -276,7 +276,7 @@ class AdmissionController:
         if len(tenant) > MAX_TENANT_BYTES // 4 and len(tenant.encode()) > MAX_TENANT_BYTES:
             raise ValueError(f"tenant {tenant[:32]!r}… has {len(tenant.encode())} bytes: at most {MAX_TENANT_BYTES}")
         now = self.now()
-        if isinstance(max_wait, Unset):
+        if max_wait is UNSET:
             max_wait = self._max_waits[rank]
         elif max_wait is not None and not max_wait >= 0:
             raise ValueError(f"max_wait is {max_wait!r}: it must be at least 0, or None")
@@ -549,14 +549,16 @@ class AdmissionController:
         if actual_cost is not None and not 0 <= actual_cost < math.inf:
             raise ValueError(f"actual_cost is {actual_cost!r}: it must be a number, at least 0")
 
+        loop = self._loop
+        if loop is None or loop.is_current():
+            if entry.state is RUNNING:
+                self.finish(entry, outcome, actual_cost, rtt)
+            return
+
         def finish() -> None:
             if entry.state is RUNNING:
                 self.finish(entry, outcome, actual_cost, rtt)
 
-        loop = self._loop
-        if loop is None or loop.is_current():
-            finish()
-            return
         try:
             loop.call_soon_threadsafe(finish)
         except NotRunning:

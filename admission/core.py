@@ -233,8 +233,9 @@ class Core:
         entry.predicted = None
         entry.correction = 0.0
         entry.waiter = waiter
-        refusal = self._refused_outright(state, entry, now)
-        if refusal is not None:
+        refusal: Reason | None = None
+        if self.closed or expires <= now or slots > state.share.widest:
+            refusal = self._refused_outright(entry, now)
             state.fair.withdraw(flow, charge)
             flow.newest_start = newest_start
             self._refuse(entry, refusal, state.statistics.rejected)
@@ -286,15 +287,11 @@ class Core:
             decisions = decisions._replace(entered=[other for other in decisions.entered if other is not entry])
         return entry, decisions
 
-    def _refused_outright(self, state: ClassState, entry: Entry, now: float) -> Reason | None:
-        """The reason to refuse a newcomer before it stands in line, or None."""
+    def _refused_outright(self, entry: Entry, now: float) -> Reason:
+        """The reason to refuse a newcomer before it stands in line."""
         if self.closed:
             return Reason.DRAINING
-        if entry.expires <= now:
-            return Reason.HOPELESS
-        if state.rules.ceiling < 1 and entry.slots > state.share.cap and not state.rules.exempt:
-            return Reason.TOO_WIDE
-        return None
+        return Reason.HOPELESS if entry.expires <= now else Reason.TOO_WIDE
 
     def _find_room(self, state: ClassState, entry: Entry, now: float, evicted: list[Entry]) -> Reason | None:
         """Enforce the bounds on a newcomer that stands in line; the reason to refuse it, or None."""
@@ -750,5 +747,6 @@ class Core:
 
     def _refresh(self) -> None:
         """Bring up to date what is derived from the lines and switches."""
-        self._contenders = tuple(state for state in self.classes if state.line.queued)
+        # A list first: a tuple's own generator costs twice as much.
+        self._contenders = tuple([state for state in self.classes if state.line.queued])
         self._free_limit = 0 if self.line.queued or self.paused or self.closed else self.limit

@@ -6,7 +6,7 @@ looks.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Sequence
 
 from admission.types import HistogramSnapshot, Outcome, Reason
@@ -41,8 +41,8 @@ RATIOS: tuple[float, ...] = (0.1, 0.25, 0.5, 0.8, 1.0, 1.25, 2.0, 4.0, 10.0)
 class Histogram:
     """Counts values per bucket; a value equal to an edge belongs below it.
 
-    Values may also be put on `pending`, to be sorted into their buckets later: the hot path appends, and whoever reads
-    or finds too many of them calls `digest`.
+    Values are put on `pending` and sorted into their buckets later, many at once: when someone reads, or when there
+    are `MOST_PENDING` of them.
     """
 
     __slots__ = ("_counts", "_sum", "bounds", "pending")
@@ -55,8 +55,10 @@ class Histogram:
 
     def observe(self, value: float) -> None:
         """Count one value."""
-        self._counts[bisect_left(self.bounds, value)] += 1
-        self._sum += value
+        pending = self.pending
+        pending.append(value)
+        if len(pending) > MOST_PENDING:
+            self.digest()
 
     def digest(self) -> None:
         """Count the pending values."""
@@ -112,9 +114,13 @@ class ClassStatistics:
     def count_wait(self, waited: float, predicted: float | None) -> None:
         """A waiter was granted after *waited* seconds; *predicted* is what it was told on arrival."""
         self.granted_later += 1
-        self.wait.observe(waited)
+        pending = self.wait.pending
+        pending.append(waited)
         if predicted is not None and waited > 0:
-            self.prediction.observe(predicted / waited)
+            self.prediction.pending.append(predicted / waited)
+        if len(pending) > MOST_PENDING:
+            self.wait.digest()
+            self.prediction.digest()
 
     def count_unsuccessful(self, outcome: Outcome) -> None:
         """A release ended with this outcome, which is not SUCCESS."""

@@ -188,7 +188,7 @@ class TrioLoop:
         import trio
 
         self._token = trio.lowlevel.current_trio_token()
-        # Of the clock itself: `trio.current_time` has none to ask once the run is over, and slots are given back then too.
+        # The clock itself: `trio.current_time` has none to ask once the run is over, when slots are given back too.
         self.now = trio.lowlevel.current_clock().current_time
 
     def waker(self) -> Waker:

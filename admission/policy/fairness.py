@@ -41,7 +41,7 @@ UNITS = 1000
 IDLE_TAGS = 1024
 """Tags of absent tenants that a class which never rests remembers at most."""
 
-KEPT_FLOWS = 64
+KEPT_FLOWS = 1024
 """Flows kept over the end of a busy period: their tags mean nothing then, but they need not be made anew."""
 
 

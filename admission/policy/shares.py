@@ -45,6 +45,7 @@ class Share:
         "rank",
         "rules",
         "start_interval",
+        "widest",
     )
 
     def __init__(self, rules: PriorityClass, rank: int, limit: int) -> None:
@@ -57,6 +58,8 @@ class Share:
         self.cap = limit
         self.free_cap = limit
         """Slots it may hold with no other rule to ask: the ceiling, or 0 when it is paused, rated or exempt."""
+        self.widest: float = math.inf
+        """Slots of the widest ticket it may ever start."""
         self.guaranteed = round(rules.guaranteed * MICRO)
         """Credit earned for each slot granted to anyone."""
         self._most_credit = 0
@@ -78,6 +81,7 @@ class Share:
         self.credit = min(self.credit, self._most_credit)
         plain = not self.paused and self.start_interval is None and not self.rules.exempt
         self.free_cap = self.cap if plain else 0
+        self.widest = self.cap if self.rules.ceiling < 1 and not self.rules.exempt else math.inf
 
     def pause(self, paused: bool, limit: int) -> None:
         """Start nothing more of this class, or go on."""

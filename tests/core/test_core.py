@@ -9,6 +9,7 @@ import pytest
 
 from admission.core import Core
 from admission.line import DONE, LOBBY, REFUSED, RUNNING, WAITING, Entry
+from admission.policy.fairness import KEPT_FLOWS
 from admission.policy.limit import AimdLimit, FixedLimit
 from admission.types import DEFAULT_CLASSES, BackpressureMode, Outcome, PriorityClass, Reason, Sample
 
@@ -423,7 +424,7 @@ def test_tenants_that_are_gone_are_forgotten() -> None:
         come(core, rank=2, tenant=f"is refused {number}")
         core.withdraw(0, waiting)
         core.release(0, running)
-    assert len(core.classes[2].fair.flows) <= 65
+    assert len(core.classes[2].fair.flows) <= KEPT_FLOWS + 1
 
 
 def test_a_class_that_never_rests_forgets_too() -> None:
