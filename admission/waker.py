@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from admission.errors import NotRunning
@@ -27,7 +27,7 @@ class Waker(Protocol):
     def wake(self) -> None:
         """Let the sleeper go on, now or as soon as it sleeps. Twice is once."""
 
-    async def wait(self) -> None:
+    def wait(self) -> Awaitable[None]:
         """Sleep until woken. Cancellation comes out of here; whoever was woken in the same instant must look."""
 
 
@@ -73,12 +73,13 @@ class AsyncioWaker:
 
     def wake(self) -> None:
         """Resolve the future, unless it is resolved or cancelled."""
-        if not self._future.done():
-            self._future.set_result(None)
+        future = self._future
+        if not future.done():
+            future.set_result(None)
 
-    async def wait(self) -> None:
-        """Await the future."""
-        await self._future
+    def wait(self) -> Awaitable[None]:
+        """The future itself: a coroutine around it would be felt."""
+        return self._future
 
 
 class AsyncioLoop:
