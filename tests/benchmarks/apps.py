@@ -7,6 +7,7 @@ and a peer that is not installed, or not for this Python, must not keep the othe
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -26,6 +27,8 @@ ROOM = 100_000
 """A line or a limit that is never reached."""
 
 PHYSICAL_PATH = "/physical-limit"
+WORKED_PATH = "/worked"
+"""Says how many seconds of work were done since it was last asked, all slots together."""
 
 
 async def instant(scope: Scope, receive: Receive, send: Send) -> None:
@@ -36,15 +39,25 @@ async def instant(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def working(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers after 5 ms of asynchronous work; on one path, with how often that can be done in a second."""
-    if scope["path"] == PHYSICAL_PATH:
-        body = str(await _physical_limit(float(scope["query_string"]))).encode()
+    """Answers after 5 ms of asynchronous work; on two paths, with figures about it."""
+    global _worked
+    if scope["path"] in (PHYSICAL_PATH, WORKED_PATH):
+        if scope["path"] == PHYSICAL_PATH:
+            figure = await _physical_limit(float(scope["query_string"]))
+        else:
+            figure, _worked = _worked, 0.0
+        body = str(figure).encode()
         headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
         return
+    begun = time.perf_counter()
     await asyncio.sleep(WORK_SECONDS)
+    _worked += time.perf_counter() - begun
     await instant(scope, receive, send)
+
+
+_worked = 0.0
 
 
 async def _physical_limit(seconds: float) -> float:
