@@ -14,18 +14,18 @@ Invariants:
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from admission.line import DONE, LOBBY, REFUSED, RUNNING, WAITING, ClassLine, Entry, Line, Waiter
-from admission.policy.fairness import KEPT_FLOWS, FairQueueing
-from admission.policy.forecast import Pace
+from admission.class_state import ClassState
+from admission.deadlines import Deadlines
+from admission.line import DONE, LOBBY, REFUSED, RUNNING, WAITING, Entry, Line, Waiter
+from admission.policy.fairness import KEPT_FLOWS
 from admission.policy.limit import FixedLimit, Limit
-from admission.policy.shares import Share, next_class
+from admission.policy.shares import next_class
 from admission.policy.shedding import CoDel, pushes_out
-from admission.statistics import MOST_PENDING, ClassStatistics
+from admission.statistics import MOST_PENDING
 from admission.types import BackpressureMode, Outcome, PriorityClass, Reason, Sample
 
 
@@ -44,38 +44,6 @@ SUCCESS = Outcome.SUCCESS
 
 # Past the Python-level constructor of a named tuple, which costs more than the tuple.
 _decisions = tuple.__new__
-
-_HEAP_SLACK = 64
-"""Entries of the deadline heap that may be stale before it is rebuilt."""
-
-
-class ClassState:
-    """Everything the core keeps about one class."""
-
-    __slots__ = ("codel", "fair", "line", "lobby", "pace", "rank", "rules", "share", "statistics")
-
-    def __init__(self, rules: PriorityClass, rank: int, limit: int, line: ClassLine, lobby: ClassLine) -> None:
-        self.rules = rules
-        self.rank = rank
-        self.line = line
-        self.lobby = lobby
-        self.share = Share(rules, rank, limit)
-        self.fair = FairQueueing(rules.weights)
-        self.pace = Pace()
-        self.codel = None if rules.codel_target is None else CoDel(rules.codel_target, rules.codel_interval)
-        self.statistics = ClassStatistics()
-
-    def at_rest(self) -> bool:
-        """Whether nothing of this class waits or runs."""
-        return not (self.share.held or self.line.queued or self.lobby.queued)
-
-    def head_slots(self) -> int:
-        """Slots the next of this class needs."""
-        return self.line.order.first()[2].slots
-
-    def oldest_arrival(self) -> float:
-        """When the oldest waiter of this class arrived."""
-        return self.line.oldest().arrival
 
 
 class Core:
@@ -126,8 +94,7 @@ class Core:
         self.limit = limit.slots
         """Slots that may be in use now."""
         self._arrivals = 0
-        self._deadlines: list[tuple[float, int, Entry]] = []
-        self._stale_deadlines = 0
+        self._deadlines = Deadlines()
         self._contenders: tuple[ClassState, ...] = ()
         """Classes with waiters, highest rank first."""
         self._free_limit = limit.slots
@@ -274,9 +241,7 @@ class Core:
         entry.predicted = self._predict(state, ahead, entry.position, now, entry.start)
         entry.correction = pace.correction if pace.known else 0.0
         state.statistics.position.observe(entry.position)
-        if expires != math.inf:
-            heapq.heappush(self._deadlines, (expires, entry.number, entry))
-            entry.timed = True
+        self._deadlines.add(entry)
         if not (evicted or granted or self.lobby.queued):
             return entry, NOTHING
         decisions = self._settle(now, granted, evicted)
@@ -435,15 +400,9 @@ class Core:
         Call it at `next_event`; calling it early or often does no harm.
         """
         evicted: list[Entry] = []
-        deadlines = self._deadlines
-        while deadlines and deadlines[0][0] <= now:
-            _, _, entry = heapq.heappop(deadlines)
-            if entry.timed:
-                entry.timed = False
-                self._evict(entry, entry.expires_as, now)
-                evicted.append(entry)
-            else:
-                self._stale_deadlines -= 1
+        while (entry := self._deadlines.pop_passed(now)) is not None:
+            self._evict(entry, entry.expires_as, now)
+            evicted.append(entry)
         for state in self.timed:
             if state.codel is not None:
                 self._shed(state, state.codel, now, evicted)
@@ -451,11 +410,7 @@ class Core:
 
     def next_event(self, now: float) -> float:
         """Monotonic seconds at which `expire` has something to do; inf when nothing is due by time alone."""
-        deadlines = self._deadlines
-        while deadlines and not deadlines[0][2].timed:
-            heapq.heappop(deadlines)
-            self._stale_deadlines -= 1
-        due = deadlines[0][0] if deadlines else math.inf
+        due = self._deadlines.next()
         for state in self.timed:
             if not state.line.queued:
                 continue
@@ -615,7 +570,7 @@ class Core:
         if state.codel is not None:
             state.codel.granted(waited)
         if entry.timed:
-            self._forget_deadline(entry)
+            self._deadlines.forget(entry)
         self._step_out(state, entry)
         self._start(state, entry, now)
         if state.share.credit:
@@ -697,7 +652,7 @@ class Core:
         if state.at_rest():
             state.fair.rest()
         if entry.timed:
-            self._forget_deadline(entry)
+            self._deadlines.forget(entry)
 
     def _evict(self, entry: Entry, reason: Reason, now: float) -> None:
         """A waiter has to leave."""
@@ -708,15 +663,6 @@ class Core:
         entry.state = REFUSED
         entry.reason = reason
         counters[reason] = counters.get(reason, 0) + 1
-
-    def _forget_deadline(self, entry: Entry) -> None:
-        """Its place in the deadline heap means nothing any more; rebuild the heap when half of it is like that."""
-        entry.timed = False
-        self._stale_deadlines += 1
-        if self._stale_deadlines * 2 > len(self._deadlines) + _HEAP_SLACK:
-            self._deadlines = [item for item in self._deadlines if item[2].timed]
-            heapq.heapify(self._deadlines)
-            self._stale_deadlines = 0
 
     def _shed(self, state: ClassState, codel: CoDel, now: float, evicted: list[Entry]) -> None:
         """Evict the too old of a class whose line is a standing one."""

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 import anyio
 
 T = TypeVar("T")
 
 
-async def beside(work: Callable[[], Awaitable[None]], block: Callable[[], Awaitable[T]]) -> T:
+async def beside(work: Callable[[], Coroutine[Any, Any, None]], block: Callable[[], Awaitable[T]]) -> T:
     """Run *block* in the caller's own task and return what it does; *work* goes on beside it and is cancelled then.
 
     *work* must not raise. What *block* raises comes out as it was, not as a group of one.
@@ -22,22 +22,18 @@ async def beside(work: Callable[[], Awaitable[None]], block: Callable[[], Awaita
     loop = asyncio._get_running_loop()
     if loop is None:
         return await _in_group(work, block)
-    task = loop.create_task(_coroutine(work))
+    task = loop.create_task(work())
     try:
         return await block()
     finally:
         task.cancel()
 
 
-async def _coroutine(work: Callable[[], Awaitable[None]]) -> None:
-    await work()
-
-
-async def _in_group(work: Callable[[], Awaitable[None]], block: Callable[[], Awaitable[T]]) -> T:
+async def _in_group(work: Callable[[], Coroutine[Any, Any, None]], block: Callable[[], Awaitable[T]]) -> T:
     results: list[T] = []
     failure: Exception | None = None
     async with anyio.create_task_group() as group:
-        group.start_soon(_coroutine, work)
+        group.start_soon(work)
         try:
             results.append(await block())
         except Exception as error:

@@ -90,7 +90,8 @@ class Spool:
     async def watch(self) -> None:
         """Read until the client has left, the bounds are reached, or the app has taken over."""
         try:
-            while await self._may_read():
+            # After a complete body only a disconnect can come, which takes no room.
+            while self._wanted() if self.complete or not self._full() else await self._room():
                 self._reading = True
                 try:
                     message = await self._receive()
@@ -157,14 +158,17 @@ class Spool:
         self._wake()
         return message
 
-    async def _may_read(self) -> bool:
-        """True when the next message should be read; a follower waits here until the app has made room."""
-        # After a complete body only a disconnect can come, which takes no room.
+    def _wanted(self) -> bool:
+        """Whether the next message is still the spool's to read."""
+        return self._follow or not self._handed_over
+
+    async def _room(self) -> bool:
+        """Wait, as a follower, until the app has made room; False when the spool's reading ends here."""
         while not self.complete and self._full():
             if not (self._follow and self._handed_over and self._messages):
                 return False
             await self._wait()
-        return self._follow or not self._handed_over
+        return self._wanted()
 
     def _full(self) -> bool:
         return self._bytes >= self._max_bytes or self._budget.exhausted

@@ -6,7 +6,7 @@ from admission.asgi.classify import Verdict
 from admission.controller import AdmissionController
 from admission.line import REFUSED, RUNNING, Entry
 from admission.types import Outcome, Reason
-from admission.waker import Waker, running_loop
+from admission.waker import Waker
 
 
 class Place:
@@ -32,7 +32,7 @@ class Place:
             Rejected: Refused on arrival.
         """
         verdict = self._verdict
-        self._waker = running_loop().waker()
+        self._waker = self._controller.bind().waker()
         if verdict.max_wait is None:
             entry = self._controller.enqueue(self, verdict.rank, verdict.tenant, verdict.slots, verdict.cost)
         else:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from admission.backends.base import Waiter, deliver
-from admission.core import NOTHING, ClassState, Core, Decisions
+from admission.class_state import ClassState
+from admission.core import NOTHING, Core, Decisions
 from admission.line import Entry
 from admission.policy.limit import Limit
 from admission.types import ClassSnapshot, Outcome, Reason, Snapshot, TenantSnapshot
