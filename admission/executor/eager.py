@@ -106,10 +106,12 @@ def start(
         worker.processed += 1
         tally.processed += 1
         tally.completed += 1
-        tally.run_seconds += desk.loop.now() - started
+        now = desk.loop.now()
+        tally.run_seconds += now - started
         crew.take_back(worker)
         # A task may have settled its account by itself, with `current_permit().release(actual_cost=…)`.
-        if entry.state is RUNNING:
+        settles = desk.actual_cost is not None or not desk.controller.finish_at(now, entry)
+        if settles and entry.state is RUNNING:
             desk.controller.finish(entry, Outcome.SUCCESS, None if desk.actual_cost is None else desk.cost_of(result))
         if options.on_success is not None:
             desk.call_back(context, options.on_success, result)

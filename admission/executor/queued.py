@@ -272,7 +272,8 @@ class QueuedExecutor(Generic[TaskT, ResultT]):
         context = copy_context()
         # The quick way in checks no arguments, so it is for those that need no check.
         quick = slots == 1 and cost is None and deadline is None and not nested and len(place[1]) <= QUICK_TENANT
-        entry = self.controller.try_start(place[0], place[1]) if quick else None
+        controller = self.controller
+        entry = controller.start_at(controller.now(), place[0], place[1], 1, 1) if quick else None
         if entry is not None and isinstance(runner, OnLoop):
             worker = crew.lend()
             if worker is not None:

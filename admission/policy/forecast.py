@@ -62,7 +62,7 @@ class Pace:
         if gap < 0.0:
             gap = 0.0
         if advance < 0:
-            advance = 0
+            advance = 0.0
         self._last = now
         if self._seen < _MEMORY:
             self._seen += 1
@@ -91,7 +91,7 @@ class Pace:
         gap = self.gap(now)
         if gap is None:
             return None
-        grants: float = ahead + 1
+        grants = float(ahead + 1)
         if distance > grants * self._advance and self._advance:
             grants = distance / self._advance
         return grants * gap * self.correction

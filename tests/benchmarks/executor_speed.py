@@ -21,7 +21,8 @@ CALLERS = 64
 
 PLAIN = "admission"
 FULL = "admission, timeout, retry, callbacks, context"
-PEERS = ("aiometer", "pulq", "bulkman")
+PEERS = ("aiometer", "pulq")
+"""Those the claim is about; bulkman, which is a circuit breaker first, is only shown beside them."""
 
 trace: ContextVar[str] = ContextVar("trace", default="")
 
