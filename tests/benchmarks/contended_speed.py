@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from tests.benchmarks.apps import APPS, PHYSICAL_PATH, ROOM, WORK_SECONDS, WORKED_PATH, WORKERS
+from tests.benchmarks.apps import APPS, PHYSICAL_PATH, ROOM, WORK_SECONDS, WORKERS
 from tests.benchmarks.contenders import Server, serving
 from tests.benchmarks.load import Generator, generator
 from tests.benchmarks.measure import interleaved, paired_ratio
@@ -65,17 +65,13 @@ class Load:
 
 
 def _physical(server: Server, seconds: float) -> Load:
-    return Load(_ask(server, f"{PHYSICAL_PATH}?{seconds}"), 1.0)
+    url = f"http://127.0.0.1:{server.port}{PHYSICAL_PATH}?{seconds}"
+    with urllib.request.urlopen(url, timeout=60) as answer:
+        return Load(float(answer.read()), 1.0)
 
 
 def _rate(server: Server, load: Generator, seconds: float) -> Load:
-    _ask(server, WORKED_PATH)
-    begun = time.perf_counter()
+    worked, begun = server.worked_seconds(), time.perf_counter()
     rate = load(server.port, CONNECTIONS, seconds).rate
-    elapsed = time.perf_counter() - begun
-    return Load(rate, _ask(server, WORKED_PATH) / (elapsed * WORKERS))
-
-
-def _ask(server: Server, path: str) -> float:
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}", timeout=60) as answer:
-        return float(answer.read())
+    worked, elapsed = server.worked_seconds() - worked, time.perf_counter() - begun
+    return Load(rate, worked / (elapsed * WORKERS))

@@ -25,11 +25,18 @@ class Server:
 
     def cpu_seconds(self) -> float:
         """User and system time it has used so far."""
+        return self._ask("cpu")
+
+    def worked_seconds(self) -> float:
+        """Seconds of work it has done so far, all slots together."""
+        return self._ask("worked")
+
+    def _ask(self, what: str) -> float:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write("\n")
+        self.process.stdin.write(f"{what}\n")
         self.process.stdin.flush()
-        return int(self.process.stdout.readline()) / 1e9
+        return float(self.process.stdout.readline())
 
 
 @contextmanager

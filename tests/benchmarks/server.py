@@ -1,8 +1,9 @@
 """One contender on uvicorn, with uvloop and httptools, in a process of its own.
 
 `python -m tests.benchmarks.server NAME` says `{"port": …}` on its standard output, or `{"absent": …}` when the
-contender cannot be imported here. Then it answers each line on its standard input with the CPU time it has used, in
-nanoseconds, and ends when that is closed: so it never outlives whoever started it.
+contender cannot be imported here. Then it answers each line on its standard input, `cpu` with the CPU time it has used,
+`worked` with the work it has done, both in seconds, and ends when that is closed: so it never outlives whoever
+started it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import time
 
 import uvicorn
 
-from tests.benchmarks.apps import APPS, instant, working
+from tests.benchmarks.apps import APPS, instant, work_done, working
 
 
 def main() -> None:
@@ -61,8 +62,8 @@ def say(message: object) -> None:
 
 def obey(server: uvicorn.Server) -> None:
     """Answer the parent until it is gone."""
-    for _ in sys.stdin:
-        say(time.process_time_ns())
+    for line in sys.stdin:
+        say(work_done() if line.strip() == "worked" else time.process_time())
     server.should_exit = True
 
 
