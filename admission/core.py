@@ -310,8 +310,7 @@ class Core:
     # ------------------------------------------------------------------ departure
 
     def try_finish(self, now: float, entry: Entry) -> bool:
-        """Release a running entry, a success at its estimated cost, while nobody waits; False, and nothing has changed,
-        when there is more to it than that.
+        """Release a success at its estimated cost while nobody waits; else False, and nothing has changed.
 
         The other half of the hot path; what it leaves out goes through `release`, with the same result.
         """
@@ -332,7 +331,7 @@ class Core:
                 fair.rest()
         elif not running:
             state.fair.absent(flow)
-        pending = state.statistics.run.pending
+        pending = state.statistics.run.pending  # Histogram.observe
         pending.append(now - entry.granted_at)
         if len(pending) > MOST_PENDING:
             state.statistics.run.digest()

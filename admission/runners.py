@@ -18,7 +18,6 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor
 from contextvars import Context
 from types import CoroutineType, FunctionType
-from typing import Protocol
 
 _CO_COROUTINE = inspect.CO_COROUTINE
 
@@ -182,14 +181,6 @@ class Threads:
         if self._pool is not None:
             self._pool.shutdown(wait=False)
             self._pool = None
-
-
-class SupportsExecute(Protocol):
-    """An object with `execute(task)`, async or not."""
-
-    @property
-    def execute(self) -> Callable[..., object]:
-        """What runs a task."""
 
 
 def callable_of(executor: object) -> Callable[..., object]:
