@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from admission.events import Event, Evicted, Granted, LimitChanged, Observer, Queued, Rejected, Released
-from admission.line import REFUSED, RUNNING, Entry, Waiter
+from admission.line import ASKED, REFUSED, RUNNING, Entry, Waiter
 from admission.types import Outcome
 
 if TYPE_CHECKING:
@@ -30,7 +30,11 @@ class Announcer:
         """Exceptions that observers raised; each was logged."""
 
     def offered(self, entry: Entry) -> None:
-        """A newcomer was let in, stands in line or was rejected."""
+        """A newcomer was let in, stands in line or was rejected; or was asked for, which is told when it is known."""
+        if entry.state is ASKED:
+            assert isinstance(entry.waiter, _Announced)
+            entry.waiter.asked = True
+            return
         ticket = self._controller.ticket_of(entry)
         if entry.state is RUNNING:
             self._tell(Granted(ticket=ticket, waited=0.0))
@@ -95,19 +99,28 @@ class Announcer:
 class _Announced:
     """A waiter whose fate is told to the observers as well."""
 
-    __slots__ = ("_announcer", "_waiter")
+    __slots__ = ("_announcer", "_waiter", "asked")
 
     def __init__(self, announcer: Announcer, waiter: Waiter | None) -> None:
         self._announcer = announcer
         self._waiter = waiter
+        self.asked = False
+        """Nothing is known yet of what became of the newcomer."""
 
     def entered(self, entry: Entry) -> None:
         """Pass it on."""
         if self._waiter is not None:
             self._waiter.entered(entry)
+        if self.asked:
+            self.asked = False
+            self._announcer.offered(entry)
 
     def decided(self, entry: Entry) -> None:
         """Pass it on, then tell."""
         if self._waiter is not None:
             self._waiter.decided(entry)
-        self._announcer.decided(entry)
+        if self.asked:
+            self.asked = False
+            self._announcer.offered(entry)
+        else:
+            self._announcer.decided(entry)

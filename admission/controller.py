@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from admission.announcer import Announcer
-from admission.backends.base import Backend, State, Waiter
+from admission.backends.base import Backend, PoolRules, PoolSite, State, Waiter
 from admission.backends.memory import MemoryBackend
-from admission.core import Core
+from admission.backends.redis import RedisPool
 from admission.errors import NotRunning, Refusal, refusal
 from admission.events import Observer
 from admission.line import DONE, REFUSED, RUNNING, Entry
@@ -71,7 +71,8 @@ class AdmissionController:
         backpressure_mode: What a full line does: REJECT raises `QueueFull`, BLOCK lets the caller wait for room.
         max_wait: Seconds a ticket waits at most, if neither its class nor the call says otherwise. None: for ever.
         classes: The classes, highest rank first, 1 to 8. None: critical, high, normal, low.
-        backend: Where the pool is kept. None: in this process.
+        backend: Where the pool is kept. None: in this process. A URL (`redis://…`, `valkey://…`, `embedded`), or a
+            `RedisPool` with options of its own: shared by every process that names the same pool there.
         name: The pool's name in metrics and logs; pools of one name share one slot when nested.
         default_priority: Class of callers that name none. None: "normal", or the middle class.
         max_lobby_size: Callers that wait for room in the line at most (BLOCK).
@@ -93,7 +94,7 @@ class AdmissionController:
         backpressure_mode: BackpressureMode | str = BackpressureMode.REJECT,
         max_wait: float | None = 30.0,
         classes: Sequence[PriorityClass] | None = None,
-        backend: Backend | None = None,
+        backend: Backend | PoolSite | str | None = None,
         name: str = "default",
         default_priority: Priority | str | None = None,
         max_lobby_size: int = 10_000,
@@ -117,8 +118,10 @@ class AdmissionController:
         self._rank_by_name = {rules.name: rank for rank, rules in enumerate(self.classes)}
         self._max_waits = tuple(max_wait if c.max_wait is None else c.max_wait for c in self.classes)
         self.default_rank = self._default_rank(default_priority)
-        self._backend = backend or MemoryBackend(
-            Core(
+        self._backend = _backend(
+            backend,
+            PoolRules(
+                name=name,
                 limit=_as_limit(max_concurrency),
                 classes=self.classes,
                 max_queue_size=max_queue_size,
@@ -126,7 +129,7 @@ class AdmissionController:
                 max_lobby_size=max_lobby_size,
                 max_queued_per_tenant=max_queued_per_tenant,
                 refuse_hopeless=refuse_hopeless,
-            )
+            ),
         )
         self._backend.adopt(self)
         self._retry_after = retry_after
@@ -344,9 +347,9 @@ class AdmissionController:
             self.finish(entry, Outcome.IGNORED)
             return
         self._backend.withdraw(self.now(), entry, reason)
-        if entry.id is not None and entry.state is not was:
+        if entry.id is not None and entry.state is not State.RUNNING:
             self._by_id.pop(entry.id, None)
-        if self._announcer is not None and was in (State.WAITING, State.LOBBY):
+        if self._announcer is not None and was in _WAITS:
             self._announcer.decided(entry)
         if self._idle:
             self._wake_idle()
@@ -357,6 +360,8 @@ class AdmissionController:
 
     def refusal(self, entry: Entry) -> Refusal:
         """The exception for an entry that was refused."""
+        if entry.id is not None:
+            self._by_id.pop(entry.id, None)
         return refusal(
             entry.reason,
             pool=self.name,
@@ -434,7 +439,10 @@ class AdmissionController:
         return None if entry is None else self._backend.position(entry)
 
     def explain(self, ticket_id: str) -> TicketStatus | None:
-        """Position, wait to go and *why it waits* of a ticket; None when it is unknown or gone."""
+        """Position, wait to go and *why it waits* of a ticket; None when it is unknown or gone.
+
+        In a shared pool, of the last time it was asked for: `await look_up(…)` asks now.
+        """
         entry = self._by_id.get(ticket_id)
         if entry is None:
             return None
@@ -445,6 +453,13 @@ class AdmissionController:
             predicted_wait=self._backend.predicted_wait(entry, now),
             held_back_by=self._backend.held_back_by(entry, now),
         )
+
+    async def look_up(self, ticket_id: str) -> TicketStatus | None:
+        """`explain`, after asking a shared pool."""
+        entry = self._by_id.get(ticket_id)
+        if entry is not None:
+            await self._backend.refresh(entry)
+        return self.explain(ticket_id)
 
     def tickets(self, most: int = 1000) -> list[Ticket]:
         """Waiting tickets in order of service, at most so many: for dumps."""
@@ -535,6 +550,18 @@ class AdmissionController:
 
     async def __aexit__(self, *_: object) -> None:
         await self.drain()
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Let go of connections to a shared pool, and of the place in it; the next use begins anew.
+
+        Nothing in a pool of this process. Work that still runs goes on; its slots are free for the others.
+        """
+        await self._backend.stop()
+
+    async def refresh(self) -> None:
+        """Ask a shared pool how it stands: what `snapshot` says is then of this instant. Nothing in one of this process."""
+        await self._backend.refresh()
 
     def sync(self) -> SyncController:
         """`with controller.sync() as c: c.acquire(…)`: blocking twins for threads."""
@@ -661,9 +688,20 @@ class Sleeper:
         self.waker.wake()
 
 
+_WAITS = (State.WAITING, State.LOBBY, State.ASKED)
+
+
 def _never_finishes(now: float, entry: Entry) -> bool:
     """The `finish_at` of a pool that has more to do: its observers want to know."""
     return False
+
+
+def _backend(given: Backend | PoolSite | str | None, rules: PoolRules) -> Backend:
+    if given is None:
+        return MemoryBackend.of(rules)
+    if isinstance(given, str):
+        given = RedisPool(given)
+    return given.open_pool(rules) if isinstance(given, PoolSite) else given
 
 
 def _as_limit(value: int | Limit) -> Limit:

@@ -122,6 +122,7 @@ _REFUSALS: Mapping[Reason, tuple[type[Refusal], str]] = {
     Reason.HOPELESS: (Rejected, "pool {pool!r} cannot serve class {priority!r} before the caller has to give up"),
     Reason.TOO_WIDE: (Rejected, "{slots} slots are more than class {priority!r} of pool {pool!r} may ever hold"),
     Reason.DRAINING: (Closed, "pool {pool!r} is draining"),
+    Reason.UNAVAILABLE: (Rejected, "pool {pool!r} cannot be reached, and lets nobody in meanwhile"),
     Reason.EVICTED_DRAINING: (Closed, "pool {pool!r} is draining; the ticket had waited {waited:.3g} s"),
     Reason.TIMEOUT: (WaitTimeout, "no slot of pool {pool!r} came within {waited:.3g} s"),
     Reason.DEADLINE: (WaitTimeout, "the deadline passed after {waited:.3g} s in line of pool {pool!r}"),

@@ -26,6 +26,8 @@ class State(IntEnum):
     """Ran and gave its slots back."""
     REFUSED = 4
     """Rejected or evicted; `Entry.reason` says which and why."""
+    ASKED = 5
+    """On its way to a pool that is kept elsewhere and has not answered yet; never in this process's own."""
 
 
 class Waiter(Protocol):
@@ -38,7 +40,7 @@ class Waiter(Protocol):
         """The entry runs now or is refused; called exactly once, must be quick and must not raise."""
 
 
-LOBBY, WAITING, RUNNING, DONE, REFUSED = State
+LOBBY, WAITING, RUNNING, DONE, REFUSED, ASKED = State
 # Bound to names: reading a member off its enum costs more than all else that is done with it.
 
 

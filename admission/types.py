@@ -88,6 +88,8 @@ class Reason(StrEnum):
     TOO_WIDE = "rejected-too-wide"
     """The ticket needs more slots than its class's ceiling can ever give it."""
     DRAINING = "rejected-draining"
+    UNAVAILABLE = "rejected-unavailable"
+    """The pool is kept elsewhere, cannot be reached, and `on_outage` is "closed"."""
     TIMEOUT = "evicted-timeout"
     """`max_wait` ran out in line."""
     DEADLINE = "evicted-deadline"
@@ -103,6 +105,11 @@ class Reason(StrEnum):
     """The caller withdrew: its task was cancelled or it gave the place up."""
     DISCONNECT = "evicted-disconnect"
     """The client went away while it waited."""
+
+    @property
+    def rejects(self) -> bool:
+        """Whether it turns away on arrival; else it ends a wait."""
+        return self.value.startswith("rejected-")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

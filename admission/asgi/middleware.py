@@ -273,6 +273,8 @@ class QoSAdmission:
             message = await receive()
             if message["type"] == "lifespan.shutdown":
                 self._close()
+                if self._owned:
+                    await self.controller.aclose()
             return message
 
         await self.app(scope, overheard, send)

@@ -7,16 +7,40 @@ grants later: that is why nothing here returns a grant. A `Waiter` is told, and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from admission.line import Entry, State, Waiter
 from admission.policy.limit import Limit
-from admission.types import Outcome, Reason, Snapshot
+from admission.types import BackpressureMode, Outcome, PriorityClass, Reason, Snapshot
 from admission.waker import Loop
 
-__all__ = ["Backend", "Entry", "State", "Waiter", "deliver"]
+__all__ = ["Backend", "Entry", "PoolRules", "PoolSite", "State", "Waiter", "deliver"]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolRules:
+    """What a pool is to be: the options of a controller that concern its backend, checked. See `Core`."""
+
+    name: str
+    limit: Limit
+    classes: tuple[PriorityClass, ...]
+    max_queue_size: int
+    mode: BackpressureMode
+    max_lobby_size: int
+    max_queued_per_tenant: int | None
+    refuse_hopeless: bool
+
+
+@runtime_checkable
+class PoolSite(Protocol):
+    """Where pools are kept."""
+
+    def open_pool(self, rules: PoolRules) -> Backend:
+        """The backend of one pool there. Does no I/O yet."""
+
+
+@runtime_checkable
 class Backend(Protocol):
     """One pool. All methods run on the loop it was started on, none of them waits.
 
@@ -87,10 +111,16 @@ class Backend(Protocol):
         """The rule that binds a waiter, by name."""
 
     def entries(self, most: int) -> list[Entry]:
-        """Running entries that anyone asked the id of, then waiters in order of service."""
+        """Waiters in order of service."""
 
     def snapshot(self, now: float, name: str, top_tenants: int) -> Snapshot:
         """The pool as it stands."""
+
+    async def refresh(self, entry: Entry | None = None) -> None:
+        """Bring up to date what the questions answer about the pool, or about one entry; they never wait."""
+
+    async def stop(self) -> None:
+        """Let go of whatever the loop has to do with it: connections, threads. `start` begins anew."""
 
     @property
     def in_flight(self) -> int:

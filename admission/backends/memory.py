@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from admission.backends.base import Waiter, deliver
+from admission.backends.base import PoolRules, Waiter, deliver
 from admission.class_state import ClassState
 from admission.core import NOTHING, Core, Decisions
 from admission.line import Entry
@@ -23,6 +23,21 @@ class MemoryBackend:
         self._armed_for = math.inf
         self.try_start = core.try_start
         self.try_finish = core.try_finish
+
+    @classmethod
+    def of(cls, rules: PoolRules) -> MemoryBackend:
+        """A pool with these rules."""
+        return cls(
+            Core(
+                limit=rules.limit,
+                classes=rules.classes,
+                max_queue_size=rules.max_queue_size,
+                mode=rules.mode,
+                max_lobby_size=rules.max_lobby_size,
+                max_queued_per_tenant=rules.max_queued_per_tenant,
+                refuse_hopeless=rules.refuse_hopeless,
+            )
+        )
 
     def adopt(self, pool: object) -> None:
         """Put *pool* on every entry."""
@@ -124,6 +139,12 @@ class MemoryBackend:
     def entries(self, most: int) -> list[Entry]:
         """Waiters in order of service."""
         return [*self._core.line.entries(), *self._core.lobby.entries()][:most]
+
+    async def refresh(self, entry: Entry | None = None) -> None:
+        """Nothing: what it says is always of this instant."""
+
+    async def stop(self) -> None:
+        """Nothing: it holds nothing but a timer, which `close` has ended."""
 
     @property
     def in_flight(self) -> int:

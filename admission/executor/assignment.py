@@ -40,6 +40,7 @@ from admission.executor.handle import (
 )
 from admission.executor.loops import WorkLoop
 from admission.executor.status import Tally
+from admission.line import ASKED
 from admission.line import LOBBY as IN_LOBBY
 from admission.line import RUNNING as GRANTED
 from admission.line import Entry
@@ -284,7 +285,7 @@ class Assignment(Handle[ResultT]):
         except BaseException:
             desk.open.discard(self)
             raise
-        if entry.state is IN_LOBBY:
+        if entry.state in (IN_LOBBY, ASKED):  # Whoever submits a task wants to know whether it was taken in.
             self._move_to(LOBBY)
 
     def granted(self, entry: Entry) -> None:

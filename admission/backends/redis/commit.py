@@ -1,0 +1,164 @@
+"""Group commit: whatever callers ask for while a call is under way goes out together with the next one.
+
+There is no timer: with one caller a batch is one operation and leaves at once, and the busier the process, the larger
+the batches. So the number of round trips is bounded by their length, not by the number of requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from admission.backends.redis.link import Unreachable
+from admission.backends.redis.script import Answer, Op, Reply
+
+__all__ = ["MOST_CALLS", "MOST_OPERATIONS", "Committer", "CommitStatistics", "Heard"]
+
+logger = logging.getLogger("admission.redis")
+
+MOST_OPERATIONS = 256
+"""Operations one call carries: the script blocks its server meanwhile."""
+
+MOST_CALLS = 2
+"""Calls under way at once: the next batch is on the wire while the server works on the last."""
+
+RETRY_AFTER = 0.05
+"""Seconds until a failed batch is tried again, unless the breaker has opened."""
+
+Heard = Callable[[Answer], None]
+"""Told the answer to one operation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitStatistics:
+    """What was sent so far."""
+
+    calls: int
+    operations: int
+    waiting: int
+    """Operations that wait for a call now."""
+    largest: int
+    """Operations in the largest batch so far."""
+
+    @property
+    def mean_batch(self) -> float:
+        """Operations per call; 0.0 before the first."""
+        return self.operations / self.calls if self.calls else 0.0
+
+
+class Committer:
+    """Gathers operations and sends them in batches. Belongs to one asyncio loop.
+
+    Args:
+        call: Sends one batch. Raises `Unreachable`; the batch is then tried again, in front of all else, so every
+            operation must do no harm when it is done twice.
+        replied: Told what a reply says besides the answers, before those are told.
+    """
+
+    def __init__(self, call: Callable[[Sequence[Op]], Awaitable[Reply]], replied: Callable[[Reply], None]) -> None:
+        self._call = call
+        self._replied = replied
+        # Two lines: what frees capacity goes before what needs it, so that a release and the next offer of this
+        # process are one hop. As dictionaries, which keep order and let an unsent operation be taken back.
+        self._first: dict[Op, Heard | None] = {}
+        self._then: dict[Op, Heard | None] = {}
+        self._calls = 0
+        """Under way."""
+        self._due = False
+        self._held_up = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._made = self._sent = self._largest = 0
+
+    def send(self, op: Op, heard: Heard | None = None, *, first: bool = False) -> None:
+        """Have *op* done with the next call, and *heard* told its answer."""
+        (self._first if first else self._then)[op] = heard
+        if not self._due and not self._held_up and self._calls < MOST_CALLS:
+            # Not at once: what this iteration of the loop has to say goes together.
+            self._due = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def unsend(self, op: Op) -> bool:
+        """Take *op* back; False when it has left already."""
+        try:
+            del self._then[op]
+        except KeyError:
+            return False
+        return True
+
+    def clear(self) -> None:
+        """Forget what was not sent: the other side is gone, and what matters will be told anew."""
+        self._first.clear()
+        self._then.clear()
+
+    def resume(self) -> None:
+        """The other side is back: send what has gathered."""
+        self._held_up = False
+        self._flush()
+
+    async def drain(self) -> None:
+        """Wait until all is answered, or a call has failed."""
+        while (self._first or self._then or self._tasks) and not self._held_up:
+            if not self._tasks:
+                self._flush()
+            await asyncio.wait(self._tasks)
+
+    def cancel(self) -> None:
+        """Send nothing more."""
+        self._held_up = True
+        self.clear()
+        for task in self._tasks:
+            task.cancel()
+
+    @property
+    def statistics(self) -> CommitStatistics:
+        """What was sent so far."""
+        waiting = len(self._first) + len(self._then)
+        return CommitStatistics(calls=self._made, operations=self._sent, waiting=waiting, largest=self._largest)
+
+    def _flush(self) -> None:
+        self._due = False
+        while self._calls < MOST_CALLS and not self._held_up and (self._first or self._then):
+            batch = self._next_batch()
+            self._calls += 1
+            self._made += 1
+            self._sent += len(batch)
+            self._largest = max(self._largest, len(batch))
+            task = asyncio.get_running_loop().create_task(self._commit(batch))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _next_batch(self) -> dict[Op, Heard | None]:
+        """The oldest operations, those that free capacity first."""
+        if len(self._first) + len(self._then) <= MOST_OPERATIONS:
+            batch = {**self._first, **self._then}
+            self.clear()
+            return batch
+        batch = dict(islice(self._first.items(), MOST_OPERATIONS))
+        for op in batch:
+            del self._first[op]
+        more = list(islice(self._then, MOST_OPERATIONS - len(batch)))
+        for op in more:
+            batch[op] = self._then.pop(op)
+        return batch
+
+    async def _commit(self, batch: dict[Op, Heard | None]) -> None:
+        try:
+            reply = await self._call(list(batch))
+        except Exception as error:
+            if not isinstance(error, Unreachable):
+                logger.exception("a call to the shared pool failed in a way that should not happen")
+            self._first = {**batch, **self._first}
+            self._held_up = True
+            asyncio.get_running_loop().call_later(RETRY_AFTER, self.resume)
+            return
+        finally:
+            self._calls -= 1
+        # The next batch first: it travels while the answers are told.
+        self._flush()
+        self._replied(reply)
+        for heard, answer in zip(batch.values(), reply.answers, strict=True):
+            if heard is not None:
+                heard(answer)
