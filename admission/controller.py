@@ -509,7 +509,10 @@ class AdmissionController:
         self._backend.resume(self.now(), None if priority is None else self.rank_of(priority))
 
     def start_draining(self) -> None:
-        """Evict everyone who waits and refuse newcomers, at once; running work goes on. Call it on the loop."""
+        """Evict everyone who waits and refuse newcomers, at once; running work goes on. Call it on the loop.
+
+        In a shared pool this concerns the tickets of this controller alone.
+        """
         if not self._draining:
             self._draining = True
             self._backend.close(self.now())
@@ -530,7 +533,7 @@ class AdmissionController:
         self.start_draining()
         loop = self.bind()
         until = math.inf if grace is None else loop.now() + grace
-        while self._backend.in_flight and loop.now() < until:
+        while self._backend.held and loop.now() < until:
             waker = loop.waker()
             self._idle.append(waker)
             timer = None if until == math.inf else loop.call_at(until, waker.wake)
@@ -541,7 +544,7 @@ class AdmissionController:
                     timer.cancel()
                 if waker in self._idle:
                     self._idle.remove(waker)
-        return not self._backend.in_flight
+        return not self._backend.held
 
     async def __aenter__(self) -> AdmissionController:
         self.reopen()
@@ -607,10 +610,10 @@ class AdmissionController:
         if loop is not None and loop.is_current():
             return loop
         new = running_loop()
-        if loop is not None and (self._backend.in_flight or self._backend.queued):
+        if loop is not None and (self._backend.held or self._backend.waiting):
             raise NotRunning(
-                f"pool {self.name!r} belongs to another event loop, on which {self._backend.in_flight} slots are in "
-                f"use and {self._backend.queued} tickets wait; use one controller per loop, or `controller.sync()` "
+                f"pool {self.name!r} belongs to another event loop, on which {self._backend.held} slots are in "
+                f"use and {self._backend.waiting} tickets wait; use one controller per loop, or `controller.sync()` "
                 "from threads"
             )
         self._loop = new
@@ -632,7 +635,7 @@ class AdmissionController:
             return time.monotonic()
 
     def _wake_idle(self) -> None:
-        if not self._backend.in_flight:
+        if not self._backend.held:
             idle, self._idle = self._idle, []
             for waker in idle:
                 waker.wake()

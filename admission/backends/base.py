@@ -93,7 +93,7 @@ class Backend(Protocol):
         """Take a pause back."""
 
     def close(self, now: float) -> None:
-        """Drain: evict all waiters, refuse newcomers."""
+        """Drain: evict all waiters that were offered here, refuse newcomers."""
 
     def reopen(self) -> None:
         """Take newcomers in again."""
@@ -121,6 +121,14 @@ class Backend(Protocol):
 
     async def stop(self) -> None:
         """Let go of whatever the loop has to do with it: connections, threads. `start` begins anew."""
+
+    @property
+    def held(self) -> int:
+        """Slots that tickets offered here hold; of a shared pool, those of this process."""
+
+    @property
+    def waiting(self) -> int:
+        """Tickets offered here that wait."""
 
     @property
     def in_flight(self) -> int:

@@ -151,10 +151,14 @@ class MemoryBackend:
         """Slots in use."""
         return self._core.in_use
 
+    held = in_flight
+
     @property
     def queued(self) -> int:
         """Tickets in line and lobby."""
         return self._core.line.queued + self._core.lobby.queued
+
+    waiting = queued
 
     @property
     def limit(self) -> int:
