@@ -9,6 +9,7 @@ worker pool. These names are public, and so is what the reference documents of `
 `.errors`, `.events`, `.executor`, `.observability` and `.testing`; everything else may change.
 """
 
+from admission import core as _core
 from admission.asgi import QoSAdmission
 from admission.config import Settings
 from admission.controller import AdmissionController, TicketStatus
@@ -39,6 +40,9 @@ from admission.types import (
     Snapshot,
     Ticket,
 )
+
+__compiled__ = not _core.__file__.endswith(".py")
+"""Whether this is the compiled build; see the how-to of that name."""
 
 __all__ = [
     "AdmissionController",

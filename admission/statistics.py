@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from typing import TypedDict
 
 from admission.types import HistogramSnapshot, Outcome, Reason
 
@@ -83,6 +84,21 @@ class Histogram:
         return HistogramSnapshot(bounds=tuple(self.bounds), counts=tuple(self._counts), sum=self._sum)
 
 
+class Totals(TypedDict):
+    """What a `ClassSnapshot` tells of the past."""
+
+    offered: int
+    granted: int
+    granted_at_once: int
+    released: dict[Outcome, int]
+    rejected: dict[Reason, int]
+    evicted: dict[Reason, int]
+    wait: HistogramSnapshot
+    run: HistogramSnapshot
+    position: HistogramSnapshot
+    prediction: HistogramSnapshot
+
+
 class ClassStatistics:
     """Everything counted for one class."""
 
@@ -134,8 +150,28 @@ class ClassStatistics:
         success = self.run.count - self.dropped - self.ignored
         return {Outcome.SUCCESS: success, Outcome.DROPPED: self.dropped, Outcome.IGNORED: self.ignored}
 
-    def waits(self, granted_at_once: int) -> HistogramSnapshot:
-        """Waits of all that were granted, those granted at once with 0 s."""
+    def totals(self, *, running: int, waiting: int) -> Totals:
+        """All of it, frozen.
+
+        Args:
+            running, waiting: Tickets that are counted nowhere yet.
+        """
+        released = self.released()
+        granted = sum(released.values()) + running
+        at_once = granted - self.granted_later
+        refused = sum(self.rejected.values()) + sum(self.evicted.values())
         wait = self.wait.snapshot()
-        counts = (wait.counts[0] + granted_at_once, *wait.counts[1:])
-        return HistogramSnapshot(bounds=wait.bounds, counts=counts, sum=wait.sum)
+        # Whoever was granted at once waited 0 s.
+        counts = (wait.counts[0] + at_once, *wait.counts[1:])
+        return Totals(
+            offered=granted + waiting + refused,
+            granted=granted,
+            granted_at_once=at_once,
+            released=released,
+            rejected=dict(self.rejected),
+            evicted=dict(self.evicted),
+            wait=HistogramSnapshot(bounds=wait.bounds, counts=counts, sum=wait.sum),
+            run=self.run.snapshot(),
+            position=self.position.snapshot(),
+            prediction=self.prediction.snapshot(),
+        )

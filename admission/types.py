@@ -296,6 +296,52 @@ class TenantSnapshot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessSnapshot:
+    """One of the processes that share a pool, as the pool knows it."""
+
+    process: str
+    """Its name in the pool: new with every start."""
+    slots: int
+    """Slots its tickets hold."""
+    waiting: int
+    """Its tickets in line and lobby."""
+    lease_left: float
+    """Seconds until its slots are given to others, unless it renews."""
+    elected: bool
+    """Whether it is the one whose adaptive limit holds for all."""
+    own: bool
+    """Whether it is the one that tells this."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkSnapshot:
+    """How this process gets on with the server that keeps a shared pool. Totals count from the start."""
+
+    state: str
+    """Of the circuit breaker: "closed" is well, "open" cut off, "probing" about to find out."""
+    calls: int
+    """Calls of the script."""
+    operations: int
+    """Operations they carried."""
+    largest_batch: int
+    round_trip: HistogramSnapshot
+    """Seconds from a call to its reply."""
+    failures: int
+    """Calls that brought no reply, those that took too long included."""
+    timeouts: int
+    reconnects: int
+    """Times the channel of pushed messages was subscribed anew."""
+    resyncs: int
+    """Times this process told the pool everything it has."""
+    lease_renewals: int
+    lease_failures: int
+    stale: int
+    """Releases the pool refused: the slots had gone to others."""
+    over_limit: int
+    """Slots in use beyond the limit when the pool was last heard of."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """One pool at one instant: what pages, metrics and tests read."""
 
@@ -316,6 +362,10 @@ class Snapshot:
     """The busiest tenants, capped."""
     tenants_active: int
     """How many tenants have something waiting or running, before the cap."""
+    processes: tuple[ProcessSnapshot, ...] = ()
+    """Of a shared pool: who shares it. What the classes count of the past is of the own process alone."""
+    link: LinkSnapshot | None = None
+    """Of a shared pool: the way to it."""
 
     @property
     def utilisation(self) -> float:

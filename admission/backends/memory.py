@@ -192,13 +192,8 @@ class MemoryBackend:
         )
 
     def _class_snapshot(self, state: ClassState, now: float) -> ClassSnapshot:
-        core, statistics = self._core, state.statistics
+        core = self._core
         running = sum(flow.running for flow in state.fair.flows.values())
-        waiting = state.line.queued + state.lobby.queued
-        released = statistics.released()
-        granted = sum(released.values()) + running
-        granted_at_once = granted - statistics.granted_later
-        refused = sum(statistics.rejected.values()) + sum(statistics.evicted.values())
         return ClassSnapshot(
             name=state.rules.name,
             rank=state.rank,
@@ -213,16 +208,7 @@ class MemoryBackend:
             oldest_wait=now - state.line.oldest().arrival if state.line.queued else 0.0,
             predicted_wait=core.predicted_newcomer_wait(state.rank, now),
             held_back_by=core.held_back_by(state.line.head(), now) if state.line.queued else None,
-            offered=granted + waiting + refused,
-            granted=granted,
-            granted_at_once=granted_at_once,
-            released=released,
-            rejected=dict(statistics.rejected),
-            evicted=dict(statistics.evicted),
-            wait=statistics.waits(granted_at_once),
-            run=statistics.run.snapshot(),
-            position=statistics.position.snapshot(),
-            prediction=statistics.prediction.snapshot(),
+            **state.statistics.totals(running=running, waiting=state.line.queued + state.lobby.queued),
         )
 
     def _deliver(self, now: float, decisions: Decisions) -> None:

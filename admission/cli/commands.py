@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from admission import __compiled__
 from admission.asgi.middleware import QoSAdmission
 from admission.cli.describe import describe
 from admission.cli.serving import AppNotFound, Plan, find_app
@@ -22,6 +23,8 @@ from admission.observability.logging import configure_logging
 WIDTH = 80
 """Columns of what is printed: a terminal of the usual size, and a mail."""
 
+_BUILD = "compiled" if __compiled__ else "pure Python"
+
 
 class WrongSettings(click.ClickException):
     """An option is wrong, here, in the environment or in the file; the message says where."""
@@ -30,7 +33,7 @@ class WrongSettings(click.ClickException):
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDTH})
-@click.version_option(package_name="admission", message="admission %(version)s")
+@click.version_option(package_name="admission", message=f"admission %(version)s ({_BUILD})")
 def cli() -> None:
     """The queue that should stand in front of every model server.
 
