@@ -1,6 +1,6 @@
 """What a client sees: the headers of admitted responses, and refusals it can act on.
 
-A refusal under load is 429, one because the server goes away is 503 (both are options). The default body is OpenAI's,
+A refusal under load is 429, one because the server goes away or lost its shared pool is 503 (both are options). The default body is OpenAI's,
 because its clients fill `.code` and `.type` from that shape alone; clients whose `Accept` asks for
 `application/problem+json` get RFC 9457. `x-admission-reason` says why in either case:
 
@@ -12,6 +12,7 @@ because its clients fill `.code` and `.type` from that shape alone; clients whos
 | `rejected-hopeless` | `wait_too_long` | 429 | the predicted wait is longer than this request can wait |
 | `rejected-too-wide` | `too_many_slots` | 429 | more slots than its class can ever have; `x-should-retry: false` |
 | `rejected-draining` | `draining` | 503 | the server takes no one in any more |
+| `rejected-unavailable` | `pool_unavailable` | 503 | the shared pool cannot be reached, and `on_outage` is "closed" |
 | `evicted-timeout` | `wait_timeout` | 429 | waited as long as it may |
 | `evicted-deadline` | `deadline_exceeded` | 429 | its own deadline passed in line; `x-should-retry: false` |
 | `evicted-priority` | `displaced` | 429 | pushed out of a full line by a higher class |
@@ -48,6 +49,7 @@ CODES: Mapping[Reason, str] = {
     Reason.HOPELESS: "wait_too_long",
     Reason.TOO_WIDE: "too_many_slots",
     Reason.DRAINING: "draining",
+    Reason.UNAVAILABLE: "pool_unavailable",
     Reason.TIMEOUT: "wait_timeout",
     Reason.DEADLINE: "deadline_exceeded",
     Reason.PRIORITY: "displaced",
@@ -58,7 +60,11 @@ CODES: Mapping[Reason, str] = {
     Reason.DISCONNECT: "cancelled",
 }
 
-_GOING_AWAY = frozenset({Reason.DRAINING, Reason.EVICTED_DRAINING, Reason.CANCELLED, Reason.DISCONNECT})
+_NOT_SERVING = frozenset(
+    {Reason.DRAINING, Reason.UNAVAILABLE, Reason.EVICTED_DRAINING, Reason.CANCELLED, Reason.DISCONNECT}
+)
+"""Refusals that say nothing about load."""
+
 _POINTLESS = frozenset({Reason.TOO_WIDE, Reason.DEADLINE})
 """Refusals that would be the same however often the client came back."""
 
@@ -69,6 +75,7 @@ _TITLES: Mapping[str, str] = {
     "wait_too_long": "The expected wait is longer than this request can wait.",
     "too_many_slots": "This request needs more slots than its class can have.",
     "draining": "The server is shutting down.",
+    "pool_unavailable": "The server cannot tell at the moment whether there is room.",
     "wait_timeout": "No slot came free within the time this request may wait.",
     "deadline_exceeded": "The deadline passed while the request was waiting.",
     "displaced": "The request gave way to others in a full waiting line.",
@@ -104,7 +111,7 @@ class Refusals:
     Args:
         format: "openai", "problem" or "auto" (by the request's `Accept`).
         contended: Status of refusals under load.
-        draining: Status of refusals because the server goes away.
+        draining: Status of refusals because the server goes away, or cannot reach its shared pool.
         retry_after: Seconds to name when the refusal does not say.
     """
 
@@ -126,8 +133,8 @@ class Refusals:
     ) -> Answer:
         """The response for *refusal*, in the form the *request* headers ask for."""
         reason = refusal.reason
-        going_away = reason in _GOING_AWAY or isinstance(refusal, Closed)
-        status = self._draining if going_away else self._contended
+        not_serving = reason in _NOT_SERVING or isinstance(refusal, Closed)
+        status = self._draining if not_serving else self._contended
         headers = [(b"x-admission-reason", reason.value.encode()), (b"cache-control", b"no-store")]
         if reason in _POINTLESS:
             headers.append((b"x-should-retry", b"false"))

@@ -67,6 +67,16 @@ def test_going_away_is_503_and_worth_a_retry() -> None:
     assert headers_of(Refusals(), draining)["retry-after"] == "2"
 
 
+def test_a_pool_that_cannot_be_reached_is_503_and_worth_a_retry() -> None:
+    """It says nothing about load, and another replica or a later moment may do."""
+    away = Rejected("away", reason=Reason.UNAVAILABLE, retry_after=2.0)
+    answer = Refusals().answer(away)
+    error = json.loads(answer.body)["error"]
+    assert (answer.status, error["code"], error["type"]) == (503, "pool_unavailable", "server_error")
+    assert headers_of(Refusals(), away)["retry-after"] == "2"
+    assert Refusals(draining=502).answer(away).status == 502
+
+
 def test_statuses_are_options() -> None:
     """Some gateways want 503 for everything."""
     assert Refusals(contended=503).answer(FULL).status == 503
