@@ -5,12 +5,14 @@
                                             +---------- core.release (one Sample) <------+
 
 `AdmissionController` is the pool in this process, `QoSAdmission` the ASGI middleware around it, `QueuedExecutor` the
-worker pool. These names are public, and so is what the reference documents of `admission.asgi`, `.config`,
-`.errors`, `.events`, `.executor`, `.observability` and `.testing`; everything else may change.
+worker pool, and `RedisPool` says where a pool is kept that many processes share. These names are public, and so is what
+the reference documents of `admission.asgi`, `.config`, `.errors`, `.events`, `.executor`, `.observability` and
+`.testing`; everything else may change.
 """
 
 from admission import core as _core
 from admission.asgi import QoSAdmission
+from admission.backends.redis import RedisPool
 from admission.config import Settings
 from admission.controller import AdmissionController, TicketStatus
 from admission.errors import (
@@ -64,6 +66,7 @@ __all__ = [
     "QueueFull",
     "QueuedExecutor",
     "Reason",
+    "RedisPool",
     "Refusal",
     "Rejected",
     "Retry",

@@ -20,7 +20,7 @@ from admission.asgi.classify import (
     route_path,
 )
 from admission.asgi.desk import MARK, ASGIApp, Desk
-from admission.asgi.options import Options, PoolOptions, pool_options, resolve
+from admission.asgi.options import Options, PoolOptions, SharedPoolOptions, pool_options, resolve, shared_pool
 from admission.asgi.serving import Exchange, serve
 from admission.asgi.shutdown import SignalHook, server_connection_limit
 from admission.asgi.status import StatusPages
@@ -50,7 +50,8 @@ class QoSAdmission:
     While slots are free a request passes through without a task, a timer or a lock. It is no rate limiter: it
     counts what runs at once, not what came in a minute. A request keeps its slot until the app has returned, so
     streams and background tasks count to their end. Mounted inside another app it works without `lifespan`; twice
-    in one app, with pools of one name, it takes one slot.
+    in one app, with pools of one name, it takes one slot. With `redis=` all processes that name the same server,
+    namespace and pool share one limit and one line.
 
     Args:
         app: The ASGI app.
@@ -300,7 +301,7 @@ class QoSAdmission:
 
 def _new_controller(options: Options) -> AdmissionController:
     mode = BackpressureMode.BLOCK if options["mode"] == "block" else BackpressureMode.REJECT
-    return AdmissionController(backpressure_mode=mode, **pool_options(options))
+    return AdmissionController(backpressure_mode=mode, backend=shared_pool(options), **pool_options(options))
 
 
 def _classifier(controller: AdmissionController, options: Options) -> Classifier:
@@ -320,7 +321,7 @@ def _classifier(controller: AdmissionController, options: Options) -> Classifier
 
 
 def _refuse_pool_options(options: Options) -> None:
-    for option in PoolOptions.__annotations__:
+    for option in (*PoolOptions.__annotations__, *SharedPoolOptions.__annotations__):
         if option in options:
             raise ValueError(f"{option} was given along with controller: it is the controller's, and set there")
 

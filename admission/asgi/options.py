@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict, get_args
 
 from admission.asgi.classify import KEY_HEADERS, PRIORITY_HEADERS, Classification, Classify, Tenant, is_plain
+from admission.backends.redis import RedisPool
 from admission.policy.limit import Limit
 from admission.types import BackpressureMode, Priority, PriorityClass, within
 
 Mode = Literal["reject", "block", "shadow"]
 RefusalFormat = Literal["auto", "openai", "problem"]
 ReleaseOn = Literal["return", "last_byte"]
+OnOutage = Literal["degrade", "open", "closed"]
 
 EXEMPT_PATHS = ("/health", "/healthz", "/livez", "/readyz", "/ping", "/metrics", "/metrics/")
 # The last is where an app mounted at /metrics answers.
@@ -39,7 +41,25 @@ class PoolOptions(TypedDict, total=False):
     top_tenants: int
 
 
-class Options(PoolOptions, total=False):
+class SharedPoolOptions(TypedDict, total=False):
+    """Where a pool is kept that several processes share. All but `redis` need `redis`."""
+
+    redis: str | RedisPool | None
+    """URL of a Redis or Valkey (`redis://`, `rediss://`, `valkey://`, `unix://`, `redis+sentinel://`,
+    `redis+cluster://`), "embedded" for a private one on this machine, or a `RedisPool`, which has the other options
+    in it. Default None: the pool is this process's own."""
+    redis_namespace: str
+    """Put before every key. Default "admission"."""
+    on_outage: OnOutage
+    """While the server cannot be reached: "degrade" (default) lets in this process's share of the limit, "open"
+    everyone, "closed" no one."""
+    redis_lease: float
+    """Seconds after which the slots of a process that was killed are free again, 1 … 600. Default 12."""
+    redis_timeout: float
+    """Seconds a call to the server may take, 0.01 … 60, at most a third of the lease. Default 1."""
+
+
+class Options(PoolOptions, SharedPoolOptions, total=False):
     """Keyword arguments of `QoSAdmission`."""
 
     mode: Mode | BackpressureMode
@@ -79,7 +99,7 @@ class Options(PoolOptions, total=False):
     refusal_status: int
     """Status of a refusal under load: 400 … 599, default 429."""
     draining_status: int
-    """Status of a refusal because the server is going away: 400 … 599, default 503."""
+    """Status of a refusal because the server is going away, or cannot reach its shared pool: 400 … 599, default 503."""
 
     spool_bytes: int
     """Bytes of one request's body read while it waits; past that its client's leaving goes unnoticed. Default 1 MiB."""
@@ -130,6 +150,11 @@ DEFAULTS: Options = {
     "refuse_hopeless": False,
     "retry_after": 5.0,
     "top_tenants": 0,
+    "redis": None,
+    "redis_namespace": "admission",
+    "on_outage": "degrade",
+    "redis_lease": 12.0,
+    "redis_timeout": 1.0,
     "mode": "reject",
     "trust_headers": False,
     "priority_headers": PRIORITY_HEADERS,
@@ -207,10 +232,48 @@ def resolve(given: Mapping[str, Any]) -> Options:
             raise ValueError(f"exempt_paths or status_path has {path!r}: it must be a plain path such as '/health'")
     if given.get("status_token") == "":
         raise ValueError("status_token is '': it must not be empty; leave it out to have none")
+    _require_redis(given)
     options: Options = {**DEFAULTS, **given}  # type: ignore[typeddict-item]  # names were checked above
     return options
 
 
 def pool_options(options: Options) -> PoolOptions:
-    """Those of *options* that are the controller's."""
+    """Those of *options* that are the controller's, under the same names."""
     return {key: options[key] for key in PoolOptions.__annotations__}  # type: ignore[literal-required,return-value]
+
+
+def shared_pool(options: SharedPoolOptions) -> RedisPool | None:
+    """Where the pool is kept; None: in this process. All of the options must be there.
+
+    Raises:
+        ValueError: One is outside its range.
+    """
+    redis = options["redis"]
+    if redis is None or isinstance(redis, RedisPool):
+        return redis
+    try:
+        return RedisPool(
+            redis,
+            namespace=options["redis_namespace"],
+            on_outage=options["on_outage"],
+            lease=options["redis_lease"],
+            timeout=options["redis_timeout"],
+        )
+    except ValueError as error:
+        option = str(error).partition(" is ")[0]
+        # What a `RedisPool` calls `lease` is `redis_lease` here.
+        raise ValueError(f"redis_{error}" if f"redis_{option}" in options else str(error)) from None
+
+
+def _require_redis(given: Mapping[str, Any]) -> None:
+    """Refuse options of a shared pool where there is none, or where the pool has them already."""
+    redis = given.get("redis")
+    if isinstance(redis, str):
+        return
+    if redis is not None and not isinstance(redis, RedisPool):
+        # The value is not shown: whatever it is, a password may be in it.
+        raise ValueError(f"redis is of type {type(redis).__name__}: it must be a URL, a RedisPool or None")
+    for option in SharedPoolOptions.__annotations__:
+        if option != "redis" and option in given:
+            where = "is set in the RedisPool" if redis is not None else "needs redis, which says where the pool is"
+            raise ValueError(f"{option} is {given[option]!r}: it {where}")

@@ -1,8 +1,8 @@
 """What a client sees: the headers of admitted responses, and refusals it can act on.
 
-A refusal under load is 429, one because the server goes away or lost its shared pool is 503 (both are options). The default body is OpenAI's,
-because its clients fill `.code` and `.type` from that shape alone; clients whose `Accept` asks for
-`application/problem+json` get RFC 9457. `x-admission-reason` says why in either case:
+A refusal under load is 429, one because the server goes away or lost its shared pool is 503 (both are options). The
+default body is OpenAI's, because its clients fill `.code` and `.type` from that shape alone; clients whose `Accept`
+asks for `application/problem+json` get RFC 9457. `x-admission-reason` says why in either case:
 
 | `x-admission-reason` | `code` | status | what happened |
 |---|---|---|---|

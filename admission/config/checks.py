@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from admission.asgi.classify import DEFAULT_TIERS, is_plain, normalised
+from admission.asgi.options import SharedPoolOptions
+from admission.backends.redis.address import masked
 from admission.config.file import Key
 from admission.config.messages import suggestion
 from admission.types import MAX_CLASSES
@@ -47,6 +49,25 @@ def contradictions(settings: Settings) -> Iterator[tuple[Key, object, str]]:
     for path in settings.exempt_paths:
         if not is_plain(path):
             yield ("exempt_paths",), path, "it must be a plain path such as '/health'"
+    yield from _of_the_shared_pool(settings)
+
+
+def _of_the_shared_pool(settings: Settings) -> Iterator[tuple[Key, object, str]]:
+    """A URL that is none, and what makes no sense without one."""
+    if settings.redis is None:
+        for option in SharedPoolOptions.__annotations__:
+            if option != "redis" and option in settings.model_fields_set:
+                yield (option,), getattr(settings, option), "it needs redis, which says where the pool is"
+        return
+    if settings.redis_timeout > settings.redis_lease / 3:
+        rule = f"it must be at most a third of redis_lease, {settings.redis_lease:g}"
+        yield ("redis_timeout",), settings.redis_timeout, rule
+        return
+    url = settings.redis.get_secret_value()
+    try:
+        settings.shared_pool()
+    except ValueError as error:
+        yield ("redis",), url, str(error).replace(f"the Redis URL {masked(url)!r}", "it")
 
 
 def _class_names(settings: Settings) -> Iterator[tuple[Key, str]]:

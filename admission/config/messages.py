@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pydantic_core import ErrorDetails
 from pydantic_settings import SettingsError as EnvironmentValueError
 
+from admission.backends.redis.address import masked
 from admission.config.file import Key, SettingsError, SettingsFile, dotted
 
 PREFIX = "ADMISSION_"
@@ -50,8 +51,7 @@ class Sources:
 
     def told(self, key: Key, value: object, rule: str) -> str:
         """Where, which option, its value, what is allowed."""
-        shown = "not shown here" if _is_secret(key) else _shortened(value)
-        return f"{self._where(key)}{self._named(key)} is {shown}: {rule}"
+        return f"{self._where(key)}{self._named(key)} is {_shown(key, value)}: {rule}"
 
     def _where(self, key: Key) -> str:
         option = str(key[0])
@@ -145,10 +145,17 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     return f": did you mean {close[0]}?" if close else ""
 
 
+def _shown(key: Key, value: object) -> str:
+    """A value as an error may show it."""
+    if key[0] == "redis" and isinstance(value, str):
+        return _shortened(masked(value))
+    return "not shown here" if _is_secret(key) else _shortened(value)
+
+
 def _is_secret(key: Key) -> bool:
     if key[0] == "tenants":
         return key[-1] not in ("name", "tier", "weight")  # Whatever else is there may hold a key in plain text.
-    return key[0] == "status_token"
+    return key[0] in ("redis", "status_token")
 
 
 def _shortened(value: object) -> str:

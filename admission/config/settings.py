@@ -14,7 +14,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from pydantic_settings import SettingsError as EnvironmentValueError
 
 from admission.asgi.classify import KEY_HEADERS, PRIORITY_HEADERS
-from admission.asgi.options import EXEMPT_PATHS, Options, PoolOptions
+from admission.asgi.options import EXEMPT_PATHS, Options, PoolOptions, SharedPoolOptions
+from admission.backends.redis import RedisPool
 from admission.config.checks import contradictions
 from admission.config.file import SettingsError, read_settings_file
 from admission.config.headings import HEADINGS, flat
@@ -25,6 +26,7 @@ from admission.config.tables import (
     ClassSettings,
     LimitSettings,
     Names,
+    Namespace,
     NoneOr,
     PathSettings,
     Patience,
@@ -75,6 +77,14 @@ class Settings(BaseSettings):
     refuse_hopeless: bool = False
     retry_after: Annotated[float, between(1, 30)] = 5.0
     top_tenants: Annotated[int, between(0, 1000)] = 0
+
+    # Where it is kept
+    redis: Annotated[SecretStr | None, NoneOr] = None
+    """A secret: a URL may have a password in it."""
+    redis_namespace: Namespace = "admission"
+    on_outage: Literal["degrade", "open", "closed"] = "degrade"
+    redis_lease: Annotated[float, between(1, 600)] = 12.0
+    redis_timeout: Annotated[float, between(0.01, 60)] = 1.0
 
     # Who asks
     trust_headers: bool = False
@@ -155,6 +165,18 @@ class Settings(BaseSettings):
             return tuple(replace(found, weights=weights) for found in DEFAULT_CLASSES)
         return tuple(table.build(weights) for table in self.classes)
 
+    def shared_pool(self) -> RedisPool | None:
+        """Where the pool is kept that several processes share; None: in this process."""
+        if self.redis is None:
+            return None
+        return RedisPool(
+            self.redis.get_secret_value(),
+            namespace=self.redis_namespace,
+            on_outage=self.on_outage,
+            lease=self.redis_lease,
+            timeout=self.redis_timeout,
+        )
+
     def build_controller(self, *, observers: Sequence[Observer] = ()) -> AdmissionController:
         """A controller as these settings describe it, with its log and trace observers and *observers*."""
         return AdmissionController(
@@ -162,6 +184,7 @@ class Settings(BaseSettings):
             # In shadow mode the middleware lets in whoever the pool would have refused.
             backpressure_mode="reject" if self.mode == "shadow" else self.mode,
             classes=self.build_classes(),
+            backend=self.shared_pool(),
             observers=[*self._own_observers(), *observers],
             # Tenants can only be shown by name if the pool knows their names.
             top_tenants=max(self.top_tenants, self.metrics_tenants),
@@ -193,7 +216,12 @@ class Settings(BaseSettings):
 
 
 _CONTROLLER_OPTIONS = set(PoolOptions.__annotations__) - {"max_concurrency", "classes", "top_tenants"}
-_HTTP_OPTIONS = set(Options.__annotations__) - set(PoolOptions.__annotations__) - {"classify", "mode"}
+_HTTP_OPTIONS = (
+    set(Options.__annotations__)
+    - set(PoolOptions.__annotations__)
+    - set(SharedPoolOptions.__annotations__)
+    - {"classify", "mode"}
+)
 
 
 class _FileSource(PydanticBaseSettingsSource):

@@ -211,6 +211,16 @@ class PathSettings(_Table):
         return Classification(**self.model_dump())
 
 
+def _namespace(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", value):
+        rule = "it must be 1 to 64 letters, digits, '_', '.' or '-'"
+        raise PydanticCustomError("range", "{rule}", {"rule": rule})
+    return value
+
+
+Namespace = Annotated[str, AfterValidator(_namespace)]
+"""Put before the keys of a shared pool."""
+
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(comma_separated)]
 Status = Annotated[int, between(400, 599)]
 Bytes = Annotated[int, between(0, 2**40)]
