@@ -99,7 +99,7 @@ def masked(url: str) -> str:
 _QUERY_PASSWORD = re.compile(r"(password=).*", re.IGNORECASE | re.DOTALL)
 """To the end: an unescaped '&' in the password is no reason to show what follows it."""
 
-_NO_PORT = re.compile(r"^((?:[^:/]+://)?[^:/?,\[]+):(?!//)(?!\d*(?:[/?,]|$))[^/?,]*")
+_NO_PORT = re.compile(r"^((?:[^:/]+://)?[^:/?,\[]*):(?!//)(?!\d*(?:[/?,]|$)).*", re.DOTALL)
 """Where a port should stand, something else: perhaps the password of a URL without a host."""
 
 _SCHEMES: Mapping[str, tuple[Kind, bool]] = MappingProxyType(
@@ -118,7 +118,7 @@ _SCHEMES: Mapping[str, tuple[Kind, bool]] = MappingProxyType(
     }
 )
 _PORTS = {Kind.SERVER: 6379, Kind.SENTINEL: 26379, Kind.CLUSTER: 6379}
-_HOST = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+)(?::(?P<port>.*))?")
+_HOST = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+)(?::(?P<port>[^:]*))?")
 _FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _LOGIN = ("username", "password")
 _SENTINEL_LOGIN = ("sentinel_username", "sentinel_password")
@@ -145,6 +145,8 @@ class _Reading:
         login, at, hosts = authority.rpartition("@")
         if "@" in path or "@" in query:
             self._fail("has an '@' too far right: '/' and '?' in a user or password are written %2F and %3F")
+        # First: complaints about what follows quote what may be the rest of a password in a URL without a host.
+        servers = () if kind is Kind.SOCKET else self._hosts(hosts, kind)
         options = self._options(query, kind, tls)
         username, password = self._login(login if at else "", options)
         sentinel_username, sentinel_password = (options.pop(name, None) for name in _SENTINEL_LOGIN)
@@ -152,7 +154,7 @@ class _Reading:
         return Address(
             text=self._text,
             kind=kind,
-            hosts=() if kind is Kind.SOCKET else self._hosts(hosts, kind),
+            hosts=servers,
             path=self._socket(hosts, slash + path) if kind is Kind.SOCKET else "",
             service=service,
             db=db,
@@ -185,7 +187,8 @@ class _Reading:
     def _host(self, text: str, kind: Kind) -> tuple[str, int]:
         match = _HOST.fullmatch(text)
         if match is None:
-            self._fail(f"has the host {text!r}: it must be a name, an IPv4 address or an IPv6 address in '[]'")
+            shown = repr(text) if text.count(":") == 0 else "'***'"
+            self._fail(f"has the host {shown}: it must be a name, an IPv4 address or an IPv6 address in '[]'")
         port = match["port"]
         if port is None:
             return match["host"].strip("[]"), _PORTS[kind]

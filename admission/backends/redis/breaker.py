@@ -41,7 +41,7 @@ class Breaker:
     """Opens after failures in a row, and closes again when a probe succeeds.
 
     Args:
-        failures: That many in a row open it; None: it never opens.
+        failures: That many in a row open it.
         budget: Seconds. An answer that took longer is a failure.
         first_pause, longest_pause: Seconds until the first probe, doubled after every probe that failed.
         chance: Where the jitter comes from: evenly spread over 0 … 1. A pause is 0.5 to 1 times what it would be.
@@ -53,7 +53,7 @@ class Breaker:
     def __init__(
         self,
         *,
-        failures: int | None = 3,
+        failures: int = 3,
         budget: float = math.inf,
         first_pause: float = 0.1,
         longest_pause: float = 5.0,
@@ -94,7 +94,7 @@ class Breaker:
         if not self.closed:
             return
         self._failed += 1
-        if self._most is not None and self._failed >= self._most:
+        if self._failed >= self._most:
             self.opened_at = now
             self._pause = self._first
             self._open(now)

@@ -7,6 +7,7 @@ not know is sent again, with its text, because nothing of it was done.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import NamedTuple, Protocol
@@ -151,10 +152,11 @@ class Patience:
 
     async def __aenter__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._due = self._loop.time() + self._seconds
+        # Not the loop's clock, which on uvloop stands still during a turn.
+        self._due = time.monotonic() + self._seconds
         self._timeout = asyncio.timeout(None)
         await self._timeout.__aenter__()
-        self._timer = self._loop.call_at(self._due, self._over)
+        self._timer = self._loop.call_later(self._seconds, self._over)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -163,9 +165,8 @@ class Patience:
         await self._timeout.__aexit__(kind, error, trace)
 
     def _over(self) -> None:
-        now = self._loop.time()
-        if now - self._due > BLOCKED and not self._spared:
+        if time.monotonic() - self._due > BLOCKED and not self._spared:
             self._spared = True
             self._timer = self._loop.call_later(MERCY, self._over)
         else:
-            self._timeout.reschedule(now)
+            self._timeout.reschedule(self._loop.time())

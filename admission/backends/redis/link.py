@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -159,14 +160,13 @@ class Link:
         if not self._breaker.closed:
             self._turned_away += 1
             raise Unreachable(f"{self.address} is not asked: the circuit breaker is {self._breaker.state}")
-        loop = asyncio.get_running_loop()
-        asked = loop.time()
+        asked = time.monotonic()
         try:
             answer = await self._exchange.run(Call(script, keys, argv))
         except Unreachable as error:
-            self._count_failure(error, loop.time())
+            self._count_failure(error, time.monotonic())
             raise
-        self._count_answer(loop.time(), asked)
+        self._count_answer(time.monotonic(), asked)
         return answer
 
     async def ask(self, *command: Word) -> Wire:
@@ -253,20 +253,19 @@ class Link:
         self._tell()
 
     async def _probe_until_closed(self) -> None:
-        loop = asyncio.get_running_loop()
         breaker = self._breaker
         while not breaker.closed:
-            await asyncio.sleep(breaker.probe_at - loop.time())
-            if not breaker.probe(loop.time()):  # Timers may be a little early.
+            await asyncio.sleep(breaker.probe_at - time.monotonic())
+            if not breaker.probe(time.monotonic()):  # Timers may be a little early.
                 continue
             self._tell()
-            asked = loop.time()
+            asked = time.monotonic()
             if await self._probed():
-                breaker.probe_succeeded(loop.time(), loop.time() - asked)
+                breaker.probe_succeeded(time.monotonic(), time.monotonic() - asked)
             else:
-                breaker.probe_failed(loop.time())
+                breaker.probe_failed(time.monotonic())
             if breaker.closed:
-                away = loop.time() - breaker.opened_at
+                away = time.monotonic() - breaker.opened_at
                 logger.warning("the circuit breaker to %s is closed again after %.1f s", self.address, away)
             self._tell()
 
