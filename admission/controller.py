@@ -470,8 +470,9 @@ class AdmissionController:
         if entry.id is None:
             self._ids += 1
             entry.id = f"{self._id_prefix}{secrets.token_hex(2)}{self._ids:x}"
-            if entry.state not in (DONE, REFUSED):
-                self._by_id[entry.id] = entry
+        # A shared pool gives its entries ids of its own: they are found from when someone asks, like the others.
+        if entry.state not in (DONE, REFUSED):
+            self._by_id[entry.id] = entry
         return entry.id
 
     def ticket_of(self, entry: Entry) -> Ticket:
@@ -562,9 +563,12 @@ class AdmissionController:
         """
         await self._backend.stop()
 
-    async def refresh(self) -> None:
-        """Ask a shared pool how it stands: what `snapshot` says is then of this instant. Nothing in one of this process."""
-        await self._backend.refresh()
+    async def refresh(self, entry: Entry | None = None) -> None:
+        """Ask a shared pool how it stands, and where *entry* does: what is said of them is then of this instant.
+
+        Nothing in a pool of this process.
+        """
+        await self._backend.refresh(entry)
 
     def sync(self) -> SyncController:
         """`with controller.sync() as c: c.acquire(…)`: blocking twins for threads."""

@@ -5,6 +5,9 @@
     GET /-/admission/tickets/{id}/events    the same as server-sent events, until the ticket runs or is gone
     GET /-/admission/dump                   all of it, with the tickets in order of service
 
+Of a pool that many processes share they tell how it stands now, in all of them: it is asked before they answer. Tickets
+are known only to the process that took them in.
+
 With a token configured, whoever shows it (`Authorization: Bearer …`) sees everything. Without one, only this machine is
 answered: the peer must be a loopback address, the `Host` too (so that no web page can borrow a browser for
 it), and no proxy may have left its mark. Tenant names are then replaced by marks that only tell tenants apart.
@@ -91,11 +94,11 @@ class StatusPages:
             return
         match path.removeprefix(self._path or "").strip("/").split("/"):
             case ["status"]:
-                answer = json_answer(200, self._status())
+                answer = json_answer(200, await self._status())
             case ["dump"]:
-                answer = json_answer(200, self._dump())
+                answer = json_answer(200, await self._dump())
             case ["tickets", ticket]:
-                answer = self._ticket(ticket)
+                answer = await self._ticket(ticket)
             case ["tickets", ticket, "events"] if scope["method"] == "GET":
                 await self._events(ticket, receive, send)
                 return
@@ -117,15 +120,18 @@ class StatusPages:
 
     # ------------------------------------------------------------------ what is shown
 
-    def _status(self) -> dict[str, Any]:
-        shown = self._plain(self._controller().snapshot())
+    async def _status(self) -> dict[str, Any]:
+        controller = self._controller()
+        await controller.refresh()
+        shown = self._plain(controller.snapshot())
         return {"mode": self._mode, "requests": self._plain(self._counts), "pool": shown}
 
-    def _dump(self) -> dict[str, Any]:
-        return {**self._status(), "tickets": [self._plain(t) for t in self._controller().tickets(MAX_TICKETS)]}
+    async def _dump(self) -> dict[str, Any]:
+        status = await self._status()
+        return {**status, "tickets": [self._plain(t) for t in self._controller().tickets(MAX_TICKETS)]}
 
-    def _place(self, ticket: str) -> dict[str, Any] | None:
-        found = self._controller().explain(ticket)
+    async def _place(self, ticket: str) -> dict[str, Any] | None:
+        found = await self._controller().look_up(ticket)
         if found is None:
             return None
         return {
@@ -139,12 +145,12 @@ class StatusPages:
             "held_back_by": found.held_back_by,
         }
 
-    def _ticket(self, ticket: str) -> Answer:
-        place = self._place(ticket)
+    async def _ticket(self, ticket: str) -> Answer:
+        place = await self._place(ticket)
         return _missing() if place is None else json_answer(200, self._plain(place))
 
     async def _events(self, ticket: str, receive: Receive, send: Send) -> None:
-        if self._place(ticket) is None:
+        if self._controller().explain(ticket) is None:
             await _missing().send(send)
             return
         if self._watchers >= MAX_WATCHERS:
@@ -163,7 +169,7 @@ class StatusPages:
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         while True:
-            place = self._place(ticket)
+            place = await self._place(ticket)
             state = "gone" if place is None else place["state"]
             event = f"event: {state}\ndata: {json.dumps(self._plain(place or {'id': ticket}))}\n\n"
             more = state == "queued"

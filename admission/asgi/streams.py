@@ -9,7 +9,7 @@ or a refusal has to say afterwards that is no stream becomes `data: {"error": â€
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import anyio
@@ -23,8 +23,8 @@ MAX_BODY = 65536
 
 _DONE = b"data: [DONE]\n\n"
 
-Place = Callable[[], tuple[int, float | None]]
-"""Position in line and predicted seconds."""
+Place = Callable[[], Awaitable[tuple[int, float | None]]]
+"""Position in line and predicted seconds, as of now."""
 
 
 def wants_events(request: Iterable[Header], body: bytes) -> bool:
@@ -72,7 +72,8 @@ class QueueComments:
         pause = self._after
         while not self._stopped:
             await anyio.sleep(pause)
-            await self._comment()
+            # Asked before the lock is taken: a shared pool may take its time, and the grant must not wait for it.
+            await self._comment(*await self._place())
             pause = self._every
 
     async def stop(self) -> None:
@@ -98,7 +99,7 @@ class QueueComments:
             if not message.get("more_body", False):
                 await self._finish(self._as_event())
 
-    async def _comment(self) -> None:
+    async def _comment(self, position: int, eta: float | None) -> None:
         async with self._sending:
             if self._stopped:
                 return
@@ -107,7 +108,6 @@ class QueueComments:
                 self.started = True
                 fixed = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
                 await self._send({"type": "http.response.start", "status": 200, "headers": [*fixed, *self._headers]})
-            position, eta = self._place()
             line = f": queue position={position}" + ("" if eta is None else f" eta={eta:.0f}") + "\n\n"
             await self._send({"type": "http.response.body", "body": line.encode(), "more_body": True})
 

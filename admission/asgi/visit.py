@@ -23,7 +23,7 @@ from admission.asgi.responses import Header, json_answer
 from admission.asgi.serving import serve
 from admission.asgi.streams import QueueComments, wants_events
 from admission.errors import Refusal
-from admission.line import RUNNING, Entry
+from admission.line import ASKED, RUNNING, Entry
 from admission.types import Outcome
 
 DRAIN_SECONDS = 5.0
@@ -141,7 +141,8 @@ class Visit:
     def _comments_for(self, entry: Entry) -> QueueComments:
         options = self._desk.options
 
-        def place() -> tuple[int, float | None]:
+        async def place() -> tuple[int, float | None]:
+            await self._controller.refresh(entry)
             return self._controller.position_of(entry), self._controller.predicted_wait_of(entry)
 
         headers: list[Header] = []
@@ -226,10 +227,11 @@ class Visit:
         """Serve at once whatever was decided; the decision is counted and told in `x-admission-shadow`.
 
         The ticket stays in line as long as the app runs: what the line would have made of this load can be seen
-        in the pool's numbers, though with the run times of a server that lets everything in at once.
+        in the pool's numbers, though with the run times of a server that lets everything in at once. A shared pool
+        answers later than the app is called: then all that can be said is that it was asked.
         """
         try:
-            said = "admitted" if self._place.enter().state is RUNNING else "queued"
+            said = _IN_SHADOW.get(self._place.enter().state, "queued")
         except Refusal as refusal:
             said = refusal.reason.value
         headers = [(b"x-admission-shadow", said.encode())] if self._desk.options["response_headers"] else []
@@ -241,6 +243,10 @@ class Visit:
             outcome = Outcome.SUCCESS
         finally:
             self._place.settle(outcome)
+
+
+_IN_SHADOW = {RUNNING: "admitted", ASKED: "asked"}
+"""What becomes of a request in shadow mode, by its state on arrival; else it is queued."""
 
 
 class _Response:
