@@ -12,10 +12,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from admission.backends.redis.link import Unreachable
+from admission.backends.redis.exchange import Unreachable
 from admission.backends.redis.script import Answer, Op, Reply
 
-__all__ = ["MOST_CALLS", "MOST_OPERATIONS", "Committer", "CommitStatistics", "Heard"]
+__all__ = ["MOST_CALLS", "MOST_OPERATIONS", "CommitStatistics", "Committer", "Heard"]
 
 logger = logging.getLogger("admission.redis")
 

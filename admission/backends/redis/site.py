@@ -44,9 +44,7 @@ class RedisPool:
 
     def __post_init__(self) -> None:
         if not _NAMESPACE.fullmatch(self.namespace):
-            raise ValueError(
-                f"namespace is {self.namespace!r}: it must be 1 to 64 letters, digits, '_', '.' or '-'"
-            )
+            raise ValueError(f"namespace is {self.namespace!r}: it must be 1 to 64 letters, digits, '_', '.' or '-'")
         if self.on_outage not in OUTAGES:
             raise ValueError(f"on_outage is {self.on_outage!r}: it must be {', '.join(map(repr, OUTAGES))}")
         within("lease", self.lease, 1, 600)

@@ -1,0 +1,122 @@
+"""Group commit: what is asked for while a call is under way goes out together with the next one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from admission.backends.redis.commit import MOST_CALLS, MOST_OPERATIONS, Committer
+from admission.backends.redis.exchange import Unreachable
+from admission.backends.redis.script import Op
+
+pytestmark = pytest.mark.anyio
+
+
+@dataclass
+class Echo:
+    """What a reply is to the committer: an answer for each operation."""
+
+    answers: list[Op]
+
+
+@dataclass
+class Server:
+    """Answers each call with its own operations, when it is told to."""
+
+    batches: list[list[Op]] = field(default_factory=list)
+    open: asyncio.Event = field(default_factory=asyncio.Event)
+    failing: int = 0
+
+    async def call(self, ops: Sequence[Op]) -> Echo:
+        """One batch."""
+        self.batches.append(list(ops))
+        await self.open.wait()
+        if self.failing:
+            self.failing -= 1
+            raise Unreachable("gone")
+        return Echo(list(ops))
+
+
+def committer(server: Server) -> Committer:
+    return Committer(server.call, lambda reply: None)  # type: ignore[arg-type]
+
+
+async def test_what_one_iteration_of_the_loop_asks_for_leaves_in_one_call() -> None:
+    """Nothing is sent at once: a hundred requests that were read together are one batch."""
+    server = Server()
+    server.open.set()
+    commit, heard = committer(server), []
+    for number in range(100):
+        commit.send(f"offer {number}", heard.append)  # type: ignore[arg-type]
+    await commit.drain()
+    assert server.batches == [[f"offer {number}" for number in range(100)]]
+    assert heard == server.batches[0]
+
+
+async def test_a_batch_grows_while_calls_are_under_way() -> None:
+    """Two calls at most, however many callers: the rest gathers."""
+    server = Server()
+    commit = committer(server)
+    for number in range(10):
+        commit.send(f"offer {number}")
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert [len(batch) for batch in server.batches] == [1] * MOST_CALLS
+    server.open.set()
+    await commit.drain()
+    assert [len(batch) for batch in server.batches] == [1] * MOST_CALLS + [10 - MOST_CALLS]
+
+
+async def test_a_call_carries_no_more_than_it_may_and_nothing_is_left_behind() -> None:
+    """The script blocks its server: a burst is cut into portions, each in order."""
+    server = Server()
+    server.open.set()
+    commit = committer(server)
+    for number in range(2 * MOST_OPERATIONS + 1):
+        commit.send(f"offer {number}")
+    await commit.drain()
+    assert [len(batch) for batch in server.batches] == [MOST_OPERATIONS, MOST_OPERATIONS, 1]
+    assert [op for batch in server.batches for op in batch] == [f"offer {n}" for n in range(2 * MOST_OPERATIONS + 1)]
+    assert commit.statistics.largest == MOST_OPERATIONS
+
+
+async def test_what_frees_capacity_stands_before_what_needs_it() -> None:
+    """So a release and the next offer of one process are one hop."""
+    server = Server()
+    server.open.set()
+    commit = committer(server)
+    commit.send("offer 1")
+    commit.send("release 2", first=True)
+    await commit.drain()
+    assert server.batches == [["release 2", "offer 1"]]
+
+
+async def test_an_offer_withdrawn_before_it_left_costs_nothing() -> None:
+    """Afterwards it is too late to take it back."""
+    server = Server()
+    server.open.set()
+    commit = committer(server)
+    commit.send("offer 1")
+    assert commit.unsend("offer 1")
+    commit.send("offer 2")
+    await commit.drain()
+    assert server.batches == [["offer 2"]]
+    assert not commit.unsend("offer 2")
+
+
+async def test_a_failed_batch_goes_again_before_all_else() -> None:
+    """Nothing is lost and nothing overtakes it."""
+    server = Server(failing=1)
+    server.open.set()
+    commit, heard = committer(server), []
+    commit.send("offer 1", heard.append)  # type: ignore[arg-type]
+    await commit.drain()
+    assert heard == []
+    commit.send("offer 2", heard.append)  # type: ignore[arg-type]
+    commit.resume()
+    await commit.drain()
+    assert server.batches == [["offer 1"], ["offer 1", "offer 2"]]
+    assert heard == ["offer 1", "offer 2"]
