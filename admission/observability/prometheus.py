@@ -11,6 +11,10 @@ reason there is, so that `rate()` sees the first refusal.
 `queue_size` has, besides one series per class, `priority="all"` with the sum; leave it out of a
 `sum by (pool)`.
 
+Where several processes share a pool, each of them is scraped. What stands in the pool (slots, line, limit, tenants) is
+told by each for the whole pool, as it last heard of it: take the `max` over the processes, never the sum. What happened
+(every counter and histogram) is told by each for its own requests: take the `sum`. The HELP of each says which.
+
 Needs the extra `metrics` (`prometheus_client`).
 """
 
@@ -65,6 +69,9 @@ class _Series:
     """What a `ClassSnapshot` or `Snapshot` says; None: there is no such number now, so there is no sample."""
 
 
+_STANDS = " In a shared pool that of all processes: take the max."
+_HAPPENED = " In a shared pool that of this process: take the sum."
+
 _CLASS_GAUGES = (
     _Series("queue_lobby_size", "Callers waiting for room in the line.", lambda c: c.lobby),
     _Series("queue_oldest_wait_seconds", "Wait so far of the oldest waiter.", lambda c: c.oldest_wait),
@@ -91,9 +98,26 @@ _POOL_GAUGES = (
     _Series("utilisation_ratio", "Slots in use divided by the limit.", lambda s: s.utilisation),
     _Series("drain_rate", "Grants per second while someone waits.", lambda s: s.drain_rate),
     _Series("paused", "1 while the pool starts nothing.", lambda s: int(s.paused)),
-    _Series("draining", "1 while the pool takes no one in.", lambda s: int(s.draining)),
     _Series("tenants_active", "Tenants with something waiting or running.", lambda s: s.tenants_active),
 )
+_DRAINING = _Series("draining", "1 while this process takes no one in.", lambda s: int(s.draining))
+_SHARED_POOL_GAUGES = (
+    _Series("pool_processes", "Processes that share the pool.", lambda s: len(s.processes)),
+    _Series("pool_over_limit_slots", "Slots in use beyond the limit.", lambda s: s.link.over_limit),
+)
+_LINK_GAUGES = (_Series("link_largest_batch", "Most operations a call has carried.", lambda s: s.link.largest_batch),)
+_LINK_COUNTERS = (
+    _Series("link_calls", "Calls of the script.", lambda s: s.link.calls),
+    _Series("link_operations", "Operations they carried.", lambda s: s.link.operations),
+    _Series("link_failures", "Calls that brought no reply.", lambda s: s.link.failures),
+    _Series("link_timeouts", "Those of them that took too long.", lambda s: s.link.timeouts),
+    _Series("link_reconnects", "Times the channel of messages was subscribed anew.", lambda s: s.link.reconnects),
+    _Series("link_resyncs", "Times everything was told to the pool anew.", lambda s: s.link.resyncs),
+    _Series("link_lease_renewals", "Times the lease was renewed.", lambda s: s.link.lease_renewals),
+    _Series("link_lease_failures", "Times it could not be.", lambda s: s.link.lease_failures),
+    _Series("link_stale_releases", "Releases of slots that had gone to others.", lambda s: s.link.stale),
+)
+_BREAKER_STATES = ("closed", "probing", "open")
 _EXECUTOR_GAUGES = (
     _Series("healthy", "1 while the executor runs and its workers work.", lambda e: int(e.is_healthy)),
     _Series("workers", "Workers there are.", lambda e: e.workers),
@@ -205,10 +229,12 @@ class PoolCollector(Collector):
             *_reason_counters(prefix, snapshots),
             _finished(prefix, snapshots),
             *(_class_histogram(prefix, series, snapshots) for series in _CLASS_HISTOGRAMS),
-            *(_pool_gauge(prefix, series, snapshots) for series in _POOL_GAUGES),
+            *(_pool_gauge(prefix, series, snapshots, _STANDS) for series in _POOL_GAUGES),
+            _pool_gauge(prefix, _DRAINING, snapshots),
             *_tenant_gauges(prefix, snapshots, self._tenants),
             *_tenant_counters(prefix, totals),
             _noticed(prefix, middlewares),
+            *_link_families(prefix, [snapshot for snapshot in snapshots if snapshot.link is not None]),
             *_executor_families(f"{prefix}executor_", executors),
             self._loop_lag(prefix),
         ]
@@ -233,7 +259,7 @@ def _each_class(snapshots: Iterable[Snapshot]) -> Iterator[tuple[list[str], Clas
 
 
 def _queue_size(prefix: str, snapshots: Iterable[Snapshot]) -> Metric:
-    family = GaugeMetricFamily(prefix + "queue_size", "Requests in line.", labels=("pool", "priority"))
+    family = GaugeMetricFamily(prefix + "queue_size", "Requests in line." + _STANDS, labels=("pool", "priority"))
     for labels, found in _each_class(snapshots):
         family.add_metric(labels, found.queued)
     for snapshot in snapshots:
@@ -242,7 +268,7 @@ def _queue_size(prefix: str, snapshots: Iterable[Snapshot]) -> Metric:
 
 
 def _class_gauge(prefix: str, series: _Series, snapshots: Iterable[Snapshot]) -> Metric:
-    family = GaugeMetricFamily(prefix + series.name, series.help, labels=("pool", "priority"))
+    family = GaugeMetricFamily(prefix + series.name, series.help + _STANDS, labels=("pool", "priority"))
     for labels, found in _each_class(snapshots):
         if (value := series.read(found)) is not None:
             family.add_metric(labels, value)
@@ -250,14 +276,14 @@ def _class_gauge(prefix: str, series: _Series, snapshots: Iterable[Snapshot]) ->
 
 
 def _class_counter(prefix: str, series: _Series, snapshots: Iterable[Snapshot]) -> Metric:
-    family = CounterMetricFamily(prefix + series.name, series.help, labels=("pool", "priority"))
+    family = CounterMetricFamily(prefix + series.name, series.help + _HAPPENED, labels=("pool", "priority"))
     for labels, found in _each_class(snapshots):
         family.add_metric(labels, series.read(found) or 0)
     return family
 
 
 def _class_histogram(prefix: str, series: _Series, snapshots: Iterable[Snapshot]) -> Metric:
-    family = HistogramMetricFamily(prefix + series.name, series.help, labels=("pool", "priority"))
+    family = HistogramMetricFamily(prefix + series.name, series.help + _HAPPENED, labels=("pool", "priority"))
     for labels, found in _each_class(snapshots):
         histogram = series.read(found)
         assert isinstance(histogram, HistogramSnapshot)
@@ -265,8 +291,8 @@ def _class_histogram(prefix: str, series: _Series, snapshots: Iterable[Snapshot]
     return family
 
 
-def _pool_gauge(prefix: str, series: _Series, snapshots: Iterable[Snapshot]) -> Metric:
-    family = GaugeMetricFamily(prefix + series.name, series.help, labels=("pool",))
+def _pool_gauge(prefix: str, series: _Series, snapshots: Iterable[Snapshot], scope: str = "") -> Metric:
+    family = GaugeMetricFamily(prefix + series.name, series.help + scope, labels=("pool",))
     for snapshot in snapshots:
         if (value := series.read(snapshot)) is not None:
             family.add_metric([snapshot.pool], value)
@@ -275,9 +301,13 @@ def _pool_gauge(prefix: str, series: _Series, snapshots: Iterable[Snapshot]) -> 
 
 def _reason_counters(prefix: str, snapshots: Iterable[Snapshot]) -> tuple[Metric, Metric]:
     labels = ("pool", "priority", "reason")
-    rejected = CounterMetricFamily(prefix + "queue_requests_rejected", "Requests refused on arrival.", labels=labels)
+    rejected = CounterMetricFamily(
+        prefix + "queue_requests_rejected", "Requests refused on arrival." + _HAPPENED, labels=labels
+    )
     evicted = CounterMetricFamily(
-        prefix + "queue_requests_evicted", "Requests that left the line without being let in.", labels=labels
+        prefix + "queue_requests_evicted",
+        "Requests that left the line without being let in." + _HAPPENED,
+        labels=labels,
     )
     for whose, found in _each_class(snapshots):
         for reason in _REJECTED:
@@ -290,7 +320,7 @@ def _reason_counters(prefix: str, snapshots: Iterable[Snapshot]) -> tuple[Metric
 def _finished(prefix: str, snapshots: Iterable[Snapshot]) -> Metric:
     family = CounterMetricFamily(
         prefix + "queue_requests_finished",
-        "Requests that ran and ended.",
+        "Requests that ran and ended." + _HAPPENED,
         labels=("pool", "priority", "outcome"),
     )
     for whose, found in _each_class(snapshots):
@@ -301,8 +331,8 @@ def _finished(prefix: str, snapshots: Iterable[Snapshot]) -> Metric:
 
 def _tenant_gauges(prefix: str, snapshots: Iterable[Snapshot], named: int) -> tuple[Metric, Metric]:
     labels = ("pool", "tenant")
-    queued = GaugeMetricFamily(prefix + "tenant_queue_size", "Requests in line, by tenant.", labels=labels)
-    running = GaugeMetricFamily(prefix + "tenant_running", "Requests running, by tenant.", labels=labels)
+    queued = GaugeMetricFamily(prefix + "tenant_queue_size", "Requests in line, by tenant." + _STANDS, labels=labels)
+    running = GaugeMetricFamily(prefix + "tenant_running", "Requests running, by tenant." + _STANDS, labels=labels)
     for snapshot in snapshots if named else ():
         # The snapshot names only the busiest tenants: whoever it does not name is in the difference.
         waiting_rest = snapshot.queued + snapshot.lobby
@@ -336,9 +366,11 @@ def _tenant_totals(pool: Pool) -> Mapping[str, TenantTotal]:
 
 def _tenant_counters(prefix: str, totals: Mapping[str, Mapping[str, TenantTotal]]) -> tuple[Metric, Metric]:
     labels = ("pool", "tenant")
-    granted = CounterMetricFamily(prefix + "tenant_requests_granted", "Requests let in, by tenant.", labels=labels)
+    granted = CounterMetricFamily(
+        prefix + "tenant_requests_granted", "Requests let in, by tenant." + _HAPPENED, labels=labels
+    )
     refused = CounterMetricFamily(
-        prefix + "tenant_requests_refused", "Requests refused or evicted, by tenant.", labels=labels
+        prefix + "tenant_requests_refused", "Requests refused or evicted, by tenant." + _HAPPENED, labels=labels
     )
     for pool, tenants in totals.items():
         for tenant, total in tenants.items():
@@ -356,6 +388,29 @@ def _noticed(prefix: str, middlewares: Sequence[Middleware]) -> Metric:
         for field in fields(middleware.counts):  # type: ignore[arg-type]  # The protocol says it is a dataclass.
             family.add_metric([pool, field.name], getattr(middleware.counts, field.name))
     return family
+
+
+def _link_families(prefix: str, shared: Sequence[Snapshot]) -> list[Metric]:
+    """Of shared pools: who shares them, and the way to them."""
+    families = [_pool_gauge(prefix, series, shared, _STANDS) for series in _SHARED_POOL_GAUGES]
+    families += [_pool_gauge(prefix, series, shared) for series in _LINK_GAUGES]
+    for series in _LINK_COUNTERS:
+        counter = CounterMetricFamily(prefix + series.name, series.help, labels=("pool",))
+        for snapshot in shared:
+            counter.add_metric([snapshot.pool], series.read(snapshot))
+        families.append(counter)
+    breaker = GaugeMetricFamily(
+        prefix + "link_breaker", "1 for the state the circuit breaker is in.", labels=("pool", "state")
+    )
+    round_trip = HistogramMetricFamily(
+        prefix + "link_round_trip_seconds", "Time between a call of the script and its reply.", labels=("pool",)
+    )
+    for snapshot in shared:
+        assert snapshot.link is not None
+        for state in _BREAKER_STATES:
+            breaker.add_metric([snapshot.pool, state], int(snapshot.link.state == state))
+        _add_histogram(round_trip, [snapshot.pool], snapshot.link.round_trip)
+    return [*families, breaker, round_trip]
 
 
 def _name(status: Any) -> str:

@@ -11,8 +11,10 @@ from admission.types import (
     BackpressureMode,
     ClassSnapshot,
     HistogramSnapshot,
+    LinkSnapshot,
     Outcome,
     PriorityClass,
+    ProcessSnapshot,
     Reason,
     Snapshot,
     TenantSnapshot,
@@ -82,6 +84,29 @@ POOL = Snapshot(
         TenantSnapshot(tenant="nobody in particular", priority="batch", running=1, queued=1),
     ),
     tenants_active=4,
+)
+
+SHARED_POOL = replace(
+    POOL,
+    processes=(
+        ProcessSnapshot(process="aa", slots=1, waiting=4, lease_left=9.5, elected=True, own=True),
+        ProcessSnapshot(process="bb", slots=8, waiting=2, lease_left=4.0, elected=False, own=False),
+    ),
+    link=LinkSnapshot(
+        state="open",
+        calls=7,
+        operations=21,
+        largest_batch=5,
+        round_trip=HistogramSnapshot(bounds=(0.001, 0.01), counts=(4, 2, 1), sum=0.05),
+        failures=2,
+        timeouts=1,
+        reconnects=3,
+        resyncs=4,
+        lease_renewals=6,
+        lease_failures=8,
+        stale=9,
+        over_limit=1,
+    ),
 )
 
 EXECUTOR = ExecutorStatus(

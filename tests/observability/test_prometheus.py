@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import anyio
 import pytest
-from pools import BUSY_CLASS, IDLE_CLASS, POOL, FakeExecutor, FakePool
+from pools import BUSY_CLASS, IDLE_CLASS, POOL, SHARED_POOL, FakeExecutor, FakePool
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
@@ -256,6 +256,53 @@ def test_executors_show_their_workers(name: str, labels: dict[str, str], expecte
     """The numbers of `get_status()`, under the executor's name."""
     samples = scrape(PoolCollector(executors=[FakeExecutor()]))
     assert samples[name, frozenset(({"executor": "models"} | labels).items())] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "expected"),
+    [
+        ("admission_pool_processes", {}, 2),
+        ("admission_pool_over_limit_slots", {}, 1),
+        ("admission_link_calls_total", {}, 7),
+        ("admission_link_operations_total", {}, 21),
+        ("admission_link_largest_batch", {}, 5),
+        ("admission_link_failures_total", {}, 2),
+        ("admission_link_timeouts_total", {}, 1),
+        ("admission_link_reconnects_total", {}, 3),
+        ("admission_link_resyncs_total", {}, 4),
+        ("admission_link_lease_renewals_total", {}, 6),
+        ("admission_link_lease_failures_total", {}, 8),
+        ("admission_link_stale_releases_total", {}, 9),
+        ("admission_link_breaker", {"state": "closed"}, 0),
+        ("admission_link_breaker", {"state": "probing"}, 0),
+        ("admission_link_breaker", {"state": "open"}, 1),
+        ("admission_link_round_trip_seconds_bucket", {"le": "0.01"}, 6),
+        ("admission_link_round_trip_seconds_count", {}, 7),
+    ],
+)
+def test_a_shared_pool_shows_its_processes_and_the_way_to_it(
+    name: str, labels: dict[str, str], expected: float
+) -> None:
+    """Every number of the link has its sample."""
+    assert value(PoolCollector(FakePool(SHARED_POOL)), name, **labels) == expected
+
+
+def test_a_pool_of_one_process_has_no_series_of_a_link() -> None:
+    """Beside a shared pool in the same process it stays without."""
+    assert not any("link" in name or "pool_" in name for name in names(PoolCollector(FakePool())))
+    both = PoolCollector(FakePool(), FakePool(replace(SHARED_POOL, pool="shared")))
+    assert {dict(labels)["pool"] for name, labels in scrape(both) if "_link_" in name} == {"shared"}
+
+
+def test_the_help_says_what_may_be_added_up() -> None:
+    """Whoever sums a shared pool's line over its processes sees a multiple of it."""
+    families = {family.name: family for family in PoolCollector().describe()}
+    of_no_shared_pool = ("executor", "event_loop", "http", "draining", "link")
+    for name, family in families.items():
+        if any(word in name for word in of_no_shared_pool):
+            assert "take the" not in family.documentation
+        else:
+            assert ("take the max" if family.type == "gauge" else "take the sum") in family.documentation, name
 
 
 def test_a_slot_held_is_not_a_request_running() -> None:
