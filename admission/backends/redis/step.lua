@@ -936,6 +936,8 @@ local function offer(op)
   if pool.closed == 1 or t.expires <= now or t.slots > c.widest then
     local reason = t.slots > c.widest and 'rejected-too-wide' or nil
     reason = t.expires <= now and 'rejected-hopeless' or reason
+    local f = flow(c, t.tenant)
+    f.finish = max(f.finish, c.virtual) -- As its arrival and withdrawal would leave it.
     return refused(c, pool.closed == 1 and 'rejected-draining' or reason, 0)
   end
   tickets[t.id] = t
@@ -999,13 +1001,22 @@ local function finish(t, difference)
   end
 end
 
+-- Someone knows a fence from the future: the server has lost what came after, and would issue fences twice. A new epoch
+-- begins.
+local function heard_of(epoch, fence)
+  if epoch > pool.epoch or epoch == pool.epoch and fence > pool.fence then
+    pool.epoch = max(pool.epoch + 1, epoch + 1, now)
+  end
+end
+
 local function release(op)
+  heard_of(op.epoch, op.fence)
   local t = live(op.id)
   if not t then
     return UNKNOWN
   end
   if t.state == RUNNING then
-    if op.epoch and (op.epoch ~= t.epoch or op.fence ~= t.fence) then
+    if op.epoch ~= t.epoch or op.fence ~= t.fence then
       return STALE
     end
     finish(t, op.difference)
@@ -1209,6 +1220,7 @@ end
 
 -- After a failover, or when it was taken for dead: what a process really holds counts, also above the limit.
 local function hold(op)
+  heard_of(op.epoch, op.fence)
   local t = live(op.id)
   if t and t.state == RUNNING then
     return granted(t)
@@ -1724,16 +1736,7 @@ end
 do
   local p = process(me)
   p.before = p.digest
-  -- A fence from the future: the server has lost what came after, and fences would be issued twice. A new epoch begins.
-  local epoch, fence = seen_epoch, seen_fence
-  for _, op in ipairs(ops) do
-    if op.epoch and (op.epoch > epoch or op.epoch == epoch and op.fence > fence) then
-      epoch, fence = op.epoch, op.fence
-    end
-  end
-  if epoch > pool.epoch or epoch == pool.epoch and fence > pool.fence then
-    pool.epoch = max(pool.epoch + 1, epoch + 1, now)
-  end
+  heard_of(seen_epoch, seen_fence)
   -- The caller knows another pool, or was taken for dead.
   if seen_epoch > 0 and (seen_epoch ~= pool.epoch or not p.raw) then
     resync = true
