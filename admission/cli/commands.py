@@ -14,8 +14,10 @@ from rich.table import Table
 
 from admission import __compiled__
 from admission.asgi.middleware import QoSAdmission
-from admission.cli.describe import describe
+from admission.backends.redis import RedisPool
+from admission.cli.describe import describe, place
 from admission.cli.serving import AppNotFound, Plan, find_app
+from admission.cli.shared import serving_pool, tell_fitness
 from admission.config import Settings, SettingsError
 from admission.config.messages import PREFIX
 from admission.observability.logging import configure_logging
@@ -52,6 +54,21 @@ def cli() -> None:
     "counts what would have happened.  [default: reject]",
 )
 @click.option("--max-wait", metavar="SECONDS", help='Longest wait in line; "none" is for ever.  [default: 30]')
+@click.option(
+    "--redis",
+    metavar="URL|embedded",
+    help="Keep the pool there: all processes that name it share one limit and one line. embedded is a private Valkey "
+    "on this machine. A URL with a password belongs in ADMISSION_REDIS, which no list of processes shows.",
+)
+@click.option(
+    "--redis-namespace", metavar="NAME", help="Tells pools of one server apart, with their name.  [default: admission]"
+)
+@click.option(
+    "--on-outage",
+    metavar="degrade|open|closed",
+    help="While it cannot be reached: let in this process's share of the limit, everyone, or nobody.  "
+    "[default: degrade]",
+)
 @click.option("--metrics-port", type=int, metavar="PORT", help="Serve Prometheus metrics on this port, locally.")
 @click.option("--config", metavar="FILE", help="Settings in TOML or YAML. Options given here win over the file.")
 @click.option("--log-format", metavar="text|json", help="Form of the log on standard error.  [default: text]")
@@ -62,8 +79,9 @@ def cli() -> None:
     type=click.IntRange(1, 256),
     default=1,
     show_default=True,
-    help="Server processes. Each has a pool of its own: --workers and --max-queue-size are divided among them, and "
-    "no process knows the line of another. Metrics are on as many ports, upwards from --metrics-port.",
+    help="Server processes. With --redis they share one pool. Without it each has a pool of its own: --workers and "
+    "--max-queue-size are divided among them, and no process knows the line of another. Metrics are on as many ports, "
+    "upwards from --metrics-port.",
 )
 @click.option(
     "--grace",
@@ -80,6 +98,7 @@ def serve(app: str, host: str, port: int, processes: int, grace: int, factory: b
     \b
     admission serve main:app --workers 8 --max-queue-size 100
     admission serve main:app --config admission.toml --processes 2
+    admission serve main:app --processes 4 --redis redis://localhost:6379
 
     Options that are not given come from ADMISSION_* in the environment, then from the file.
     """
@@ -92,31 +111,56 @@ def serve(app: str, host: str, port: int, processes: int, grace: int, factory: b
         find_app(app)
     except AppNotFound as error:
         raise click.UsageError(str(error)) from None
-    if processes > 1:
+    shared = settings.shared_pool()
+    if shared is not None:
+        click.echo(_about_sharing(settings, shared, processes), err=True)
+    elif processes > 1:
         options |= _share(settings, processes)
         click.echo(_about_processes(settings, options, processes), err=True)
     _require_free_port(settings)
     Plan(app=app, factory=factory, processes=processes, options=options).hand_down()
-    uvicorn.run(
-        "admission.cli.serving:create_app",
-        factory=True,
-        host=host,
-        port=port,
-        workers=processes,
-        timeout_graceful_shutdown=grace,
-        log_config=None,
-        log_level="info",
-    )
+    with serving_pool(shared):
+        uvicorn.run(
+            "admission.cli.serving:create_app",
+            factory=True,
+            host=host,
+            port=port,
+            workers=processes,
+            timeout_graceful_shutdown=grace,
+            log_config=None,
+            log_level="info",
+        )
 
 
 @cli.command()
-@click.argument("file", type=click.Path(path_type=Path))
-def check(file: Path) -> None:
-    """Validate a settings file and say what it means.
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.option("--redis", metavar="URL|embedded", help="Look at this server, in place of the one the file names.")
+@click.option("--offline", is_flag=True, help="Ask no server, whatever the file names.")
+def check(file: Path | None, redis: str | None, offline: bool) -> None:
+    """Validate a settings file and say what it means; say whether a server fits.
 
-    Exits with 0 when the file is right, and with 2 after naming file, line and key of what is wrong.
+    \b
+    admission check admission.toml
+    admission check --redis redis://localhost:6379
+
+    Exits with 0 when all is right, with 1 when the server does not fit, and with 2 after naming file, line and key of
+    what is wrong.
     """
-    settings = _settings({"config": file})
+    given: dict[str, Any] = {option: value for option, value in (("config", file), ("redis", redis)) if value}
+    settings = _settings(given)
+    shared = settings.shared_pool()
+    if file is None and shared is None:
+        raise click.UsageError("there is nothing to check: name a settings file, or a server with --redis")
+    if file is not None:
+        _check_file(file, settings)
+    if shared is not None and not offline:
+        if file is not None:
+            click.echo()
+        if not tell_fitness(shared, WIDTH):
+            raise SystemExit(1)
+
+
+def _check_file(file: Path, settings: Settings) -> None:
     try:
         QoSAdmission(_no_app, **settings.middleware_options())  # type: ignore[arg-type]  # One value, many types.
     except (ValueError, TypeError) as error:
@@ -178,6 +222,11 @@ def _share(settings: Settings, processes: int) -> dict[str, int]:
     return share
 
 
+def _about_sharing(settings: Settings, shared: RedisPool, processes: int) -> str:
+    who = "This process shares" if processes == 1 else f"{processes} processes share"
+    return f"{who} pool {settings.name!r} in {place(shared.url)}, namespace {shared.namespace!r}."
+
+
 def _about_processes(settings: Settings, options: dict[str, Any], processes: int) -> str:
     if settings.limit is None:
         running = f"{options['max_concurrency']} of {settings.max_concurrency} requests running"
@@ -186,7 +235,7 @@ def _about_processes(settings: Settings, options: dict[str, Any], processes: int
     waiting = f"{options['max_queue_size']} of {settings.max_queue_size}" if settings.max_queue_size else "any number"
     return (
         f"Warning: {processes} processes share no line. Each has {running} and {waiting} waiting; rates, caps and "
-        "fairness between tenants hold within a process."
+        "fairness between tenants hold within a process. With --redis they would share one."
     )
 
 

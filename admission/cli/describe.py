@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from admission.backends.redis.address import masked
 from admission.config import Settings
 from admission.types import PriorityClass
 
@@ -12,6 +13,7 @@ def describe(settings: Settings) -> Iterator[str]:
     """One sentence or two for each thing the settings decide, most important first."""
     yield _slots(settings) + " " + _line(settings)
     yield _full_line(settings)
+    yield from _sharing(settings)
     if settings.refuse_hopeless:
         yield "Whoever would have to wait longer than it can is refused on arrival."
     if settings.max_queued_per_tenant is not None:
@@ -63,6 +65,30 @@ def _full_line(settings: Settings) -> str:
         f"When the line is full, newcomers are refused with status {settings.refusal_status}; higher classes push "
         "lower ones out."
     )
+
+
+def _sharing(settings: Settings) -> Iterator[str]:
+    shared = settings.shared_pool()
+    if shared is None:
+        return
+    yield (
+        f"Limit, line and shares are those of all processes together that keep pool {settings.name!r} in "
+        f"{place(shared.url)}, namespace {shared.namespace!r}."
+    )
+    lets_in = {
+        "degrade": "its share of the limit by itself",
+        "open": "everyone",
+        "closed": f"nobody, with status {settings.draining_status}",
+    }[shared.on_outage]
+    yield (
+        f"While that cannot be reached, each process lets in {lets_in}. The slots of a process that was killed are "
+        f"free again after {seconds(shared.lease)}."
+    )
+
+
+def place(url: str) -> str:
+    """Where a shared pool is, without its password."""
+    return "a private Valkey of this user" if url == "embedded" else masked(url)
 
 
 def _rules(settings: Settings, found: PriorityClass) -> Iterator[str]:

@@ -26,7 +26,7 @@ class AppNotFound(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to serve, for one process. Options are keywords of `Settings`, without secrets."""
+    """What to serve, for one process. Options are keywords of `Settings`, as they were typed."""
 
     app: str
     factory: bool
@@ -50,7 +50,8 @@ def create_app() -> ASGIApp:
 
 
 class _Served:
-    """The middleware, and the metrics server beside it, which needs the running event loop of the first call."""
+    """The middleware, and what its process has beside it: the metrics server, which needs the running event loop of the
+    first call, and a goodbye to a shared pool at the end."""
 
     def __init__(self, middleware: QoSAdmission, settings: Settings, processes: int) -> None:
         self._middleware = middleware
@@ -62,7 +63,15 @@ class _Served:
         if not self._begun:
             self._begun = True
             serve_metrics(self._settings, self._middleware, tries=self._processes)
-        await self._middleware(scope, receive, send)
+
+        async def overheard() -> MutableMapping[str, Any]:
+            message: MutableMapping[str, Any] = await receive()
+            if message["type"] == "lifespan.shutdown":
+                # The last request has ended. Without a goodbye the others would wait for the lease to run out.
+                await self._middleware.controller.aclose()
+            return message
+
+        await self._middleware(scope, overheard if scope["type"] == "lifespan" else receive, send)
 
 
 def find_app(name: str) -> Callable[..., Any]:

@@ -21,6 +21,7 @@ from admission.cli.describe import describe
 from admission.cli.serving import VARIABLE, AppNotFound, find_app
 from admission.config import Settings
 
+SECRET_URL = "redis://:hush-hush@cache:6379"
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -128,6 +129,15 @@ def test_check_asks_the_middleware_as_well(tmp_path: Path) -> None:
         ({"classes": [{"name": "vip", "exempt": True}]}, "Class vip: let in at once, always"),
         ({"classes": [{"name": "a", "weights": {"acme": 2}}]}, "In class a acme counts 2 times."),
         ({"classes": [{"name": "a"}, {"name": "b"}, {"name": "c"}]}, "every request is b unless"),
+        (
+            {"redis": SECRET_URL},
+            "all processes together that keep pool 'default' in redis://:***@cache:6379, namespace",
+        ),
+        ({"redis": "embedded"}, "in a private Valkey of this user, namespace 'admission'."),
+        ({"redis": SECRET_URL}, "cannot be reached, each process lets in its share of the limit by itself. The slots"),
+        ({"redis": SECRET_URL, "on_outage": "open"}, "each process lets in everyone."),
+        ({"redis": SECRET_URL, "on_outage": "closed"}, "each process lets in nobody, with status 503."),
+        ({"redis": SECRET_URL, "redis_lease": 6}, "The slots of a process that was killed are free again after 6 s."),
     ],
 )
 def test_a_setting_is_described(options: dict[str, Any], sentence: str) -> None:
@@ -159,6 +169,22 @@ def test_processes_share_what_was_asked_for(app: str, served: dict[str, Any]) ->
     assert '"max_concurrency": 1, "max_queue_size": 0}' in served["plan"]
 
 
+def test_processes_that_share_a_pool_are_told_all_of_it(app: str, served: dict[str, Any]) -> None:
+    """Limit and line are not divided, there is nothing to warn of, and the password is not printed."""
+    result = run("serve", app, "--workers", "8", "--processes", "4", "--redis", SECRET_URL, "--redis-namespace", "chat")
+    assert result.exit_code == 0, result.output
+    assert '"max_concurrency": 8' in served["plan"]
+    assert f'"redis": "{SECRET_URL}", "redis_namespace": "chat"' in served["plan"]
+    assert said(result) == "4 processes share pool 'default' in redis://:***@cache:6379, namespace 'chat'."
+
+
+def test_a_pool_named_elsewhere_is_shared_as_well(app: str, served: dict[str, Any]) -> None:
+    """The environment will do: a command line shows in every list of processes."""
+    result = run("serve", app, "--processes", "2", env={"ADMISSION_REDIS": SECRET_URL})
+    assert "2 processes share pool 'default' in redis://:***@cache:6379" in said(result)
+    assert "hush" not in served["plan"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -169,6 +195,9 @@ def test_processes_share_what_was_asked_for(app: str, served: dict[str, Any]) ->
         (["--metrics-port", "70000"], "--metrics-port is 70000: it must be at least 0 and at most 65535"),
         (["--log-format", "xml"], "--log-format is 'xml': it must be 'text' or 'json'"),
         (["--config", "nowhere.toml"], "nowhere.toml: there is no such file"),
+        (["--redis", "redis://:hush@cache:0"], "--redis is 'redis://:***@cache:0': it has the port '0'"),
+        (["--redis-namespace", "chat"], "--redis-namespace is 'chat': it needs redis"),
+        (["--redis", SECRET_URL, "--on-outage", "panic"], "--on-outage is 'panic': it must be 'degrade', 'open' or"),
     ],
 )
 def test_a_wrong_flag_is_named_as_it_was_typed(
@@ -178,6 +207,7 @@ def test_a_wrong_flag_is_named_as_it_was_typed(
     result = run("serve", app, *arguments)
     assert result.exit_code == 2
     assert message in result.output
+    assert "hush" not in result.output
     assert not served
 
 
@@ -283,4 +313,4 @@ def test_help_of_serve_explains_workers_and_processes() -> None:
     """The two numbers people mix up."""
     text = said(run("serve", "--help"))
     assert "--workers N Requests let in at once." in text
-    assert "Each has a pool of its own: --workers and --max-queue-size are divided among them" in text
+    assert "With --redis they share one pool. Without it each has a pool of its own: --workers and" in text

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from admission import AdmissionController, QoSAdmission, RedisPool
+from admission.backends.memory import MemoryBackend
+from admission.backends.redis.backend import RedisBackend
 from admission.config import Settings, SettingsError
 
 File = Callable[..., str]
@@ -56,7 +58,7 @@ def test_without_a_url_a_pool_is_its_process_s_own() -> None:
     """Nothing to connect to unless it is asked for."""
     assert Settings().shared_pool() is None
     assert Settings(redis="none").shared_pool() is None
-    assert Settings().build_controller().snapshot().link is None
+    assert isinstance(Settings().build_controller()._backend, MemoryBackend)
 
 
 def test_defaults_are_those_of_the_pool() -> None:
@@ -99,10 +101,13 @@ def test_no_password_is_in_the_text_of_settings() -> None:
 
 
 def test_the_middleware_takes_a_url_or_a_pool() -> None:
-    """Both become a controller of its own, whose pool is shared."""
-    for options in ({"redis": URL, "redis_namespace": "chat"}, {"redis": RedisPool(URL, namespace="chat")}):
-        assert QoSAdmission(app, **options).controller.snapshot().link is not None  # type: ignore[arg-type]
-    assert QoSAdmission(app, redis=None, max_concurrency=2).controller.snapshot().link is None
+    """Both become a controller of its own, whose pool is shared; without either it is in memory."""
+    by_url = QoSAdmission(app, redis=URL, redis_namespace="chat", max_concurrency=3)
+    by_pool = QoSAdmission(app, redis=RedisPool(URL, namespace="chat"), max_concurrency=3)
+    for middleware in (by_url, by_pool):
+        assert isinstance(middleware.controller._backend, RedisBackend)
+        assert middleware.controller.limit == 3
+    assert isinstance(QoSAdmission(app, redis=None, max_concurrency=2).controller._backend, MemoryBackend)
 
 
 @pytest.mark.parametrize(
