@@ -113,7 +113,6 @@ class RedisBackend:
     def _connect(self) -> Committer:
         """The way to the server; opened on first use."""
         if self._commit is None:
-            self.process = secrets.token_hex(8)
             url = self._server_url()
             self._link = Link(url, deadline=self._site.timeout, probe=self._beat_call, on_change=self._breaker_changed)
             self._lease = Lease(
@@ -173,6 +172,7 @@ class RedisBackend:
             self._listening.cancel()
         self._link = self._lease = self._commit = self._standby = self._listening = None
         self._seen = None
+        self.process = secrets.token_hex(8)  # Here and not on connecting: the first ticket is named before that.
         self._cut_off = False
 
     def close(self, now: float) -> None:
