@@ -144,3 +144,21 @@ async def test_closing_the_link_ends_listening(server: Server) -> None:
         await ear.subscribed.get()
         await link.close()
         await task
+
+
+async def test_long_outage_is_logged_once(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    """However often connecting again fails."""
+    caplog.set_level(logging.INFO, "admission.redis")
+    ear = Ear()
+    async with Link(server.url, deadline=20.0) as link, listening(link, ear):
+        server.stop()
+        await until(lambda: not link.statistics.listening)
+        with pytest.MonkeyPatch.context() as patch:
+            pauses: list[float] = []
+            patch.setattr(
+                "admission.backends.redis.channel.random.uniform", lambda low, high: pauses.append(low) or low
+            )
+            await until(lambda: len(pauses) >= 3)
+        server.start()
+        await ear.subscribed.get()
+    assert caplog.text.count("is lost") == caplog.text.count("subscribed again") == 1

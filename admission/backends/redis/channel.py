@@ -40,8 +40,8 @@ class Channel:
         self.name = name
         self.subscribed = False
         """Whether messages would arrive now."""
-        self.subscriptions = 0
-        """How often it was subscribed."""
+        self.resubscriptions = 0
+        """How often it was subscribed again."""
         self._server = server
         self._origin = origin
         self._deadline = deadline
@@ -50,6 +50,10 @@ class Channel:
         self._ended = asyncio.Event()
         self._failed = 0
         """Tries in a row that ended without a subscription."""
+        self._stood = False
+        """Whether it was subscribed before."""
+        self._mourned = False
+        """Whether the log says that it is lost."""
 
     async def listen(self, heard: Callable[[bytes], None], subscribed: Callable[[], None]) -> None:
         """Pass every message to *heard* until `end()` or cancelled; call *subscribed* whenever it (again) can."""
@@ -82,11 +86,13 @@ class Channel:
         return connection
 
     def _stands(self, subscribed: Callable[[], None]) -> None:
-        if self._failed or self.subscriptions:
+        if self._mourned:
+            self._mourned = False
             logger.info("the channel from %s is subscribed again", self._origin)
         self._failed = 0
         self.subscribed = True
-        self.subscriptions += 1
+        self.resubscriptions += self._stood
+        self._stood = True
         _tell(subscribed)
 
     async def _follow(self, connection: Connection, heard: Callable[[bytes], None]) -> None:
@@ -108,7 +114,8 @@ class Channel:
                 raise ConnectionFailed("the slot of the channel moved to another node")
 
     async def _lost(self, error: Exception) -> None:
-        if self.subscribed or not self._failed:
+        if not self._mourned:
+            self._mourned = True
             reason = str(error) or f"no answer within {self._deadline:g} s"
             logger.warning("the channel from %s is lost: %s; connecting again", self._origin, reason)
         if self.subscribed:

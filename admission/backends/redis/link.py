@@ -140,7 +140,7 @@ class Link:
             failures=self._failures,
             timeouts=self._timeouts,
             turned_away=self._turned_away,
-            reconnects=self._recoveries + sum(max(0, channel.subscriptions - 1) for channel in self._channels),
+            reconnects=self._recoveries + sum(channel.resubscriptions for channel in self._channels),
             breaker=self._breaker.state,
             opened=self._opened,
             listening=bool(self._channels) and all(channel.subscribed for channel in self._channels),
@@ -192,7 +192,11 @@ class Link:
         origin, exchange = str(self.address), self._exchange
         listening = Channel(exchange.server, origin, channel, deadline=exchange.deadline, quiet=self._quiet)
         self._channels.append(listening)
-        await listening.listen(heard, subscribed)
+        try:
+            await listening.listen(heard, subscribed)
+        finally:
+            self._channels.remove(listening)
+            self._recoveries += listening.resubscriptions
 
     async def close(self) -> None:
         """Close every connection and end every `listen`. A call under way closes its own. It may be called again."""

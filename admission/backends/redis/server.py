@@ -22,10 +22,15 @@ try:
     from hiredis import pack_command
     from redis.asyncio import RedisCluster
     from redis.asyncio.cluster import ClusterNode
+    from redis.asyncio.connection import AbstractConnection, SSLConnection, UnixDomainSocketConnection
     from redis.asyncio.connection import Connection as TcpConnection
-    from redis.asyncio.connection import SSLConnection, UnixDomainSocketConnection
     from redis.asyncio.retry import Retry
-    from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+    from redis.asyncio.sentinel import (
+        Sentinel,
+        SentinelConnectionPool,
+        SentinelManagedConnection,
+        SentinelManagedSSLConnection,
+    )
     from redis.backoff import NoBackoff
     from redis.exceptions import ConnectionError as ConnectionFailed
     from redis.exceptions import NoScriptError, ReadOnlyError, RedisClusterException, RedisError, ResponseError
@@ -206,6 +211,7 @@ class _Watched(_Single):
             },
         )
         options = {**_connection(address), **_tls(address)}
+        options["connection_class"] = _SecureWatched if options.pop("ssl", False) else _PlainWatched
         self._pool = SentinelConnectionPool(  # type: ignore[no-untyped-call]
             address.service, self._sentinel, **options
         )
@@ -232,6 +238,10 @@ class _Cluster:
                 "socket_connect_timeout": deadline / 3,
             },
         )
+        connection_class = _Secure if address.tls else _Plain
+        self._cluster.connection_kwargs["connection_class"] = connection_class
+        for node in self._cluster.startup_nodes:
+            node.connection_class = connection_class
         self._astray = False
         """Whether who has which slot may have changed."""
 
@@ -266,6 +276,47 @@ class _Cluster:
             self._astray = False
 
 
+class _Abrupt(AbstractConnection):
+    """Closes at once where redis-py closes without waiting.
+
+    There it is after an error, or with an answer outstanding. A farewell would go to someone who does not answer: with
+    TLS it is waited for in the background for half a minute, and what was not sent yet would still be sent.
+    """
+
+    __slots__ = ()
+
+    async def disconnect(
+        self,
+        nowait: bool = False,
+        error: Exception | None = None,
+        failure_count: int | None = None,
+        health_check_failed: bool = False,
+    ) -> None:
+        if nowait and self._writer is not None:
+            self._writer.transport.abort()
+        await super().disconnect(nowait, error, failure_count, health_check_failed)
+
+
+class _Plain(_Abrupt, TcpConnection):
+    pass
+
+
+class _Secure(_Abrupt, SSLConnection):
+    pass
+
+
+class _Local(_Abrupt, UnixDomainSocketConnection):
+    pass
+
+
+class _PlainWatched(_Abrupt, SentinelManagedConnection):
+    pass
+
+
+class _SecureWatched(_Abrupt, SentinelManagedSSLConnection):
+    pass
+
+
 _PLAIN: Mapping[str, Any] = {
     "protocol": 2,  # Neither pushed replies nor a handshake that old servers lack: they are of no use here.
     "driver_info": None,  # No CLIENT SETINFO, which costs a round trip and a permission.
@@ -294,9 +345,9 @@ def _tls(address: Address) -> dict[str, Any]:
 def _maker(address: Address) -> Callable[[], Connection]:
     options = _connection(address)
     if address.kind is Kind.SOCKET:
-        return lambda: cast(Connection, UnixDomainSocketConnection(path=address.path, **options))
+        return lambda: cast(Connection, _Local(path=address.path, **options))
     host, port = address.hosts[0]
     if not address.tls:
-        return lambda: cast(Connection, TcpConnection(host=host, port=port, **options))
+        return lambda: cast(Connection, _Plain(host=host, port=port, **options))
     secure = {name: value for name, value in _tls(address).items() if name != "ssl"}
-    return lambda: cast(Connection, SSLConnection(host=host, port=port, **secure, **options))
+    return lambda: cast(Connection, _Secure(host=host, port=port, **secure, **options))
