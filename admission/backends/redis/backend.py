@@ -87,6 +87,8 @@ class RedisBackend:
         self._event_timer: Timer | None = None
         self._event_due = math.inf
         self._pulse_timer: Timer | None = None
+        self._early: list[Op] = []
+        """What was asked for before there was a loop."""
 
     def adopt(self, pool: object) -> None:
         """Put *pool* on every entry."""
@@ -108,7 +110,6 @@ class RedisBackend:
             ) from None
         self._loop = loop
         self._abandon()
-        self._closed = False
 
     def _connect(self) -> Committer:
         """The way to the server; opened on first use."""
@@ -125,6 +126,9 @@ class RedisBackend:
             )
             self._lease.start()
             self._pulse()
+            for op in self._early:
+                self._commit.send(op)
+            self._early.clear()
         return self._commit
 
     def _server_url(self) -> str:
@@ -139,8 +143,11 @@ class RedisBackend:
     async def stop(self) -> None:
         """Tell the pool goodbye, if it can be reached, and close the connections."""
         link, lease, commit = self._link, self._lease, self._commit
-        if link is None or lease is None or commit is None:
+        if link is None or lease is None or commit is None or self._loop is None:
             return
+        for claim in self._claims.waiters():
+            self._leave(claim, Reason.EVICTED_DRAINING, self._loop.now())
+            _tell(claim.entry)
         await lease.close()  # Before the goodbye, after which it must not be renewed.
         if not self._cut_off:
             commit.send(script.leave(), self._left)
@@ -258,13 +265,13 @@ class RedisBackend:
         self._claims.ends(claim, ran, outcome)
         if self._standby is not None:
             self._standby.release(now, claim, outcome, actual_cost)
-        elif self._commit is not None and not self._cut_off:
+        elif self._commit is not None and not self._cut_off and self._shares(claim):
             if claim.fence is None:  # Let in during an outage, and the pool has not confirmed it yet.
                 self._commit.send(script.withdraw(claim.id, Reason.CANCELLED))
             else:
                 difference = 0 if actual_cost is None else entry.flow.charge(actual_cost) - entry.charge
                 self._commit.send(script.release(claim.id, claim.fence, difference), self._released, first=True)
-        if self._view.elected == self.process and not isinstance(self._limit, FixedLimit):
+        if not isinstance(self._limit, FixedLimit):
             self._learn(now, entry, outcome, ran if rtt is None else rtt)
 
     def withdraw(self, now: float, entry: Entry, reason: Reason) -> None:
@@ -410,7 +417,9 @@ class RedisBackend:
 
     def _send(self, op: Op) -> None:
         """Have *op* done, unless the server cannot be reached: then the resync makes up for it."""
-        if not self._cut_off:
+        if self._loop is None:
+            self._early.append(op)
+        elif not self._cut_off:
             self._connect().send(op)
 
     def _beat_call(self) -> Call:
@@ -430,7 +439,7 @@ class RedisBackend:
         if self._cut_off:
             return
         waiting = [claim.id for claim in self._claims.waiters()]
-        running = [claim.id for claim in self._claims.runners()]
+        running = [claim.id for claim in self._claims.runners() if self._shares(claim)]
         # A thread renews the lease. This one compares, in the order of all else that is told.
         self._send(script.beat(round(self._site.lease * 1e6), script.digest(waiting, running)))
         self._look()
@@ -459,6 +468,8 @@ class RedisBackend:
     def _assert(self, claim: Claim, now: float) -> None:
         """Tell the pool what this claim is, whatever it believes."""
         entry = claim.entry
+        if not self._shares(claim):
+            return
         if entry.state is RUNNING:
             op = script.hold(claim.id, claim.fence, entry.rank, entry.tenant, entry.slots, entry.charge)
         else:
@@ -707,10 +718,14 @@ class RedisBackend:
     def _waiting_claim(self, entry: Entry) -> Claim | None:
         return None if entry.id is None or entry.state not in WAITS else self._claims.by_id.get(entry.id)
 
+    def _shares(self, claim: Claim) -> bool:
+        """Whether the pool counts it as this process's; what ran when `stop` said goodbye does not."""
+        return claim.id.startswith(self.process)
+
     def _learn(self, now: float, entry: Entry, outcome: Outcome, rtt: float) -> None:
-        """The eldest process learns for all, from its own requests."""
+        """Every process learns from its own requests, and what the eldest has learnt holds for all."""
         self._limit.observe(Sample(rtt=rtt, in_flight=entry.in_flight, outcome=outcome, now=now))
-        if self._limit.slots != self._view.limit:
+        if self._limit.slots != self._view.limit and self._view.elected == self.process:
             self._send(script.resize(self._limit.slots))
 
 
