@@ -643,8 +643,9 @@ class RedisBackend:
 
     async def refresh(self, entry: Entry | None = None) -> None:
         """Ask the pool how it stands, and where *entry* does. Where it cannot be asked, what was known stands."""
-        if self._loop is None or self._commit is None or self._cut_off:
+        if self._loop is None or self._cut_off:
             return
+        commit = self._connect()
         told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def looked(answer: Answer) -> None:
@@ -654,8 +655,8 @@ class RedisBackend:
 
         claim = None if entry is None else self._waiting_claim(entry)
         if claim is not None:
-            self._commit.send(script.position(claim.id), partial(self._placed, claim))
-        self._commit.send(script.look(), looked)
+            commit.send(script.position(claim.id), partial(self._placed, claim))
+        commit.send(script.look(), looked)
         await asyncio.wait([told], timeout=self._site.timeout)
 
     def _placed(self, claim: Claim, answer: Answer) -> None:
