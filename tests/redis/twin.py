@@ -316,7 +316,7 @@ class Twin:
             expected.told.setdefault(id[:16], []).append(Decision(id, Kind.GRANTED, None, (self.epoch, fence)))
         for entry in decisions.entered:
             id = self.entries[entry][0] if entry in self.entries else ""
-            self.counts["moves out of the lobby"] += 1
+            self.counts["lobby moves"] += 1
             expected.told.setdefault(id[:16], []).append(Decision(id, Kind.ENTERED))
         for entry in decisions.evicted:
             id, _ = self.entries[entry]

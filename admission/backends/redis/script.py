@@ -3,8 +3,8 @@
     operations ─▶ Script.call ─▶ (KEYS, ARGV) ─▶ step.lua ─▶ reply   ─▶ Script.parse ─▶ Reply
                                                         └──▶ message ─▶ Script.parse_message ─▶ decisions
 
-An operation is one short text, made by the functions of this module and by nothing else; making and parsing them is on
-the hot path of every request. All of them may be sent twice: an id that is known answers its present state, and a
+An operation is a few words, made by the functions of this module and by nothing else; making and parsing them is on the
+hot path of every request. All of them may be sent twice: an id that is known answers its present state, and a
 fence names one grant.
 
 Times on the wire are whole microseconds and charges whole tag units (`policy.fairness`); what is parsed is in seconds.
@@ -17,6 +17,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,8 +70,10 @@ _DIGEST_MODULUS = 2**52
 _MOST_BYTES = 4_000_000
 """Longest message that is looked at: a thousand decisions are far shorter."""
 
-Op = str
-"""One operation. Made by the functions below, and only by them."""
+Word = str | int
+
+Op = tuple[Word, ...]
+"""One operation: a verb and its arguments. Made by the functions below, and only by them."""
 
 Fence = tuple[int, int]
 """(epoch, number) of a grant: later grants compare greater, also after the server has lost some."""
@@ -252,45 +255,46 @@ class SharedRules:
         self.rules = rules
         self.limit = limit
         self.version = version
-        block = rules.mode is BackpressureMode.BLOCK
-        head = (
-            f"{limit} {rules.max_queue_size} {block:d} {rules.max_lobby_size}"
-            f" {_or_none(rules.max_queued_per_tenant)} {rules.refuse_hopeless:d}"
+        pool = _named(
+            limit=limit,
+            max_queue_size=rules.max_queue_size,
+            block=1 if rules.mode is BackpressureMode.BLOCK else None,
+            max_lobby_size=rules.max_lobby_size,
+            max_queued_per_tenant=rules.max_queued_per_tenant,
+            refuse_hopeless=1 if rules.refuse_hopeless else None,
         )
-        self.encoded = "\n".join([head, *map(_encoded_class, rules.classes)])
-        """First the pool, then its classes by rank, a line each."""
+        self.encoded: tuple[Word, ...] = (version, pool, len(rules.classes), *map(_encoded_class, rules.classes))
+        """The pool's rules, and those of its classes by rank; only what differs from a plain one is said."""
 
 
 def _encoded_class(rules: PriorityClass) -> str:
-    interval = allowance = None
+    interval = allowance = target = codel_interval = None
     if rules.rate is not None:
         burst = rules.burst if rules.burst is not None else max(1, math.floor(rules.rate))
         interval = 1e6 / rules.rate
         allowance = (burst - 1) * interval
-    target = None if rules.codel_target is None else _microseconds(rules.codel_target)
-    codel_interval = None
-    if target is not None:
+    if rules.codel_target is not None:
+        target = _microseconds(rules.codel_target)
         codel_interval = 10 * target if rules.codel_interval is None else _microseconds(rules.codel_interval)
-    fields = (
-        round(rules.guaranteed * MICRO),
-        repr(float(rules.ceiling)),
-        _or_none(None if rules.max_delay is None else _microseconds(rules.max_delay)),
-        _or_none(interval),
-        0 if allowance is None else allowance,
-        _or_none(rules.max_queued),
-        _or_none(target),
-        _or_none(codel_interval),
-        int(rules.exempt),
+    return _named(
+        guaranteed=round(rules.guaranteed * MICRO) or None,
+        ceiling=rules.ceiling if rules.ceiling < 1 else None,
+        max_delay=None if rules.max_delay is None else _microseconds(rules.max_delay),
+        start_interval=interval,
+        start_allowance=allowance,
+        max_queued=rules.max_queued,
+        codel_target=target,
+        codel_interval=codel_interval,
+        exempt=1 if rules.exempt else None,
     )
-    return " ".join(map(str, fields))
+
+
+def _named(**values: float | None) -> str:
+    return " ".join(f"{name}={value!r}" for name, value in values.items() if value is not None)
 
 
 def _microseconds(seconds: float) -> int:
     return round(seconds * 1e6)
-
-
-def _or_none(value: float | None) -> str:
-    return "-" if value is None else repr(value)
 
 
 # ---------------------------------------------------------------------- operations
@@ -315,7 +319,7 @@ def offer(
         may_wait: False refuses it (BUSY) unless it can run at once.
     """
     patience = "-" if expires_in_us is None else expires_in_us
-    return f"o {id} {rank} {slots} {charge} {patience} {expires_as.value} {may_wait:d} {tenant}"
+    return "offer", id, f"{rank}:{tenant}", slots, charge, patience, expires_as.value, 1 if may_wait else 0
 
 
 def release(id: str, fence: Fence, difference: int = 0) -> Op:
@@ -324,12 +328,12 @@ def release(id: str, fence: Fence, difference: int = 0) -> Op:
     Args:
         difference: Actual charge - estimated charge.
     """
-    return f"r {id} {fence[0]} {fence[1]} {difference}"
+    return "release", id, f"{fence[0]}:{fence[1]}", difference
 
 
 def withdraw(id: str, reason: Reason) -> Op:
     """The ticket goes, wherever it is: a waiter leaves, a running one gives its slots back. DONE or GONE."""
-    return f"w {id} {reason.value}"
+    return "withdraw", id, reason.value
 
 
 def hold(id: str, fence: Fence | None, rank: int, tenant: str, slots: int, charge: int) -> Op:
@@ -339,37 +343,37 @@ def hold(id: str, fence: Fence | None, rank: int, tenant: str, slots: int, charg
         fence: The one it was granted under; None when this process let it in by itself.
     """
     epoch, number = fence or (0, 0)
-    return f"h {id} {epoch} {number} {rank} {slots} {charge} {tenant}"
+    return "hold", id, f"{epoch}:{number}", f"{rank}:{tenant}", slots, charge
 
 
 def position(id: str) -> Op:
     """Where it stands: a `Place`, or GONE."""
-    return f"p {id}"
+    return "position", id
 
 
 def resize(limit: int) -> Op:
     """From now on there are *limit* slots, for every process."""
-    return f"s {limit}"
+    return "resize", limit
 
 
 def pause(rank: int | None) -> Op:
     """Start nothing more of one class, or of any, in every process."""
-    return f"P {'-' if rank is None else rank}"
+    return "pause", "-" if rank is None else rank
 
 
 def resume(rank: int | None) -> Op:
     """Take a pause back."""
-    return f"R {'-' if rank is None else rank}"
+    return "resume", "-" if rank is None else rank
 
 
 def close() -> Op:
     """Drain the whole pool: evict all waiters of every process, refuse newcomers."""
-    return "c"
+    return ("close",)
 
 
 def reopen() -> Op:
     """Take newcomers in again."""
-    return "n"
+    return ("reopen",)
 
 
 def beat(ttl_us: int, digest: int | None) -> Op:
@@ -379,22 +383,22 @@ def beat(ttl_us: int, digest: int | None) -> Op:
         ttl_us: Microseconds from now at which it ends, unless renewed.
         digest: See `digest`: when the pool's own differs, the reply says `resync`. None: not compared.
     """
-    return f"b {ttl_us} {'-' if digest is None else digest}"
+    return "beat", ttl_us, "-" if digest is None else digest
 
 
 def look(tenants: int = 20) -> Op:
     """The whole pool, with its busiest tenants: a `Look`, as it stands at the end of the call."""
-    return f"l {tenants}"
+    return "look", tenants
 
 
 def leave() -> Op:
     """Goodbye: all this process has is given back, its lease ends. DONE, or MORE."""
-    return "x"
+    return ("leave",)
 
 
 def mine(after: str = "") -> Op:
     """The tickets the pool has of this process: a `Page`, as they are at the end of the call."""
-    return f"m {after}"
+    return "mine", after
 
 
 def digest(waiting: Iterable[str], running: Iterable[str]) -> int:
@@ -448,7 +452,7 @@ class Script:
         sharded: bool = False,
         seen: Fence | None = None,
         now_us: int | None = None,
-    ) -> tuple[Sequence[str], Sequence[str | int]]:
+    ) -> tuple[Sequence[str], Sequence[Word]]:
         """KEYS and ARGV of one call.
 
         Args:
@@ -468,8 +472,8 @@ class Script:
             raise ValueError(f"process is {process!r}: it must be {PROCESS_DIGITS} hex digits")
         epoch, fence = seen or (0, 0)
         time = "-" if now_us is None else now_us
-        head = f"{process} {time} {rules.version} {'S' if sharded else 'P'} {epoch} {fence}"
-        return self.keys, [head, rules.encoded, *ops]
+        publish = "SPUBLISH" if sharded else "PUBLISH"
+        return self.keys, [process, time, publish, epoch, fence, *rules.encoded, *chain.from_iterable(ops)]
 
     def parse(self, reply: Any) -> Reply:
         """The reply of the script.
