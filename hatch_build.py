@@ -46,7 +46,12 @@ def compiled(modules: list[str], directory: Path) -> dict[str, str]:
     from setuptools.command.build_ext import build_ext
 
     # What mypy says of the types is `./dev lint`'s to judge; here, packages that are not installed are no error.
-    mypy_options = ["--config-file=", "--ignore-missing-imports", f"--cache-dir={os.devnull}"]
+    mypy_options = [
+        "--config-file=",
+        "--ignore-missing-imports",
+        "--follow-imports=silent",
+        f"--cache-dir={os.devnull}",
+    ]
     extensions = mypycify(
         [*mypy_options, *modules],
         opt_level="3",
