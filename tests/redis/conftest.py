@@ -12,8 +12,11 @@ import redis
 
 from tests.redis.servers import STARTERS, Certificates, Cluster, Server, certificates, cluster, valkey
 
-BOOKKEEPING = ("st",)
-"""Last parts of the keys that stay while a pool is known: nothing of a ticket, a tenant or a process is among them."""
+BOOKKEEPING = ("st", "f", "debt")
+"""Last parts of the keys that stay while a pool is known: its counters, and what tenants that left still owe.
+
+No ticket and no process is among them: `d`, `own`, `w`, `old`, `due`, `lease` and `proc` go with the last of theirs.
+"""
 
 
 @pytest.fixture(

@@ -302,10 +302,10 @@ class Server:
         try:
             with self.client(socket_timeout=1.0) as client:
                 return client.execute_command("PING") is True
-        except redis.exceptions.AuthenticationError:
-            return True
-        except (redis.exceptions.RedisError, OSError) as error:  # Not listening yet, or still loading its data.
-            return "NOAUTH" in str(error) or "NOPERM" in str(error)
+        except (redis.exceptions.ResponseError, redis.exceptions.AuthenticationError):
+            return True  # Not to be asked by this user, but there.
+        except (redis.exceptions.RedisError, OSError):
+            return False  # Not listening yet, or still loading its data.
 
 
 class Ended(Exception):
