@@ -16,6 +16,7 @@ from tests.benchmarks.contended_speed import measure_contended
 from tests.benchmarks.core_speed import measure_core
 from tests.benchmarks.executor_speed import measure_executor
 from tests.benchmarks.http_speed import measure_http, measure_in_process
+from tests.benchmarks.redis_speed import measure_redis
 from tests.benchmarks.report import Plan, Report
 from tests.benchmarks.wakeup_speed import measure_wakeup
 
@@ -26,6 +27,7 @@ BENCHMARKS: dict[str, Callable[[Report], None]] = {
     "wakeup": measure_wakeup,
     "executor": measure_executor,
     "core": measure_core,
+    "redis": measure_redis,
 }
 
 

@@ -61,6 +61,21 @@ def test_executor_benchmark_tells_plain_and_full_rates(capsys: pytest.CaptureFix
     ]
 
 
+@pytest.mark.timeout(300)  # One of the peers takes its time to be imported, where it is installed.
+def test_redis_benchmark_tells_rates_round_trips_and_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    """`redis` starts a server and worker processes, and names the peers that are not installed."""
+    report = quick("redis")
+    printed = capsys.readouterr().out
+    assert "EVALSHA of the same three commands, redis-py" in printed
+    assert "a waiting ticket, of 200" in printed
+    assert "fastapi-stream-lease" in printed
+    assert "LiteLLM, max_parallel_requests" in printed
+    assert [claim.what.partition(",")[0] for claim in report.claims if "÷" not in claim.what] == [
+        "redis: acquire + release"
+    ]
+    assert len(report.claims) == 4
+
+
 def test_summary_shows_each_claim_and_whoever_is_missing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """The last table fits 80 columns, and the JSON says the same."""
     report = Report(Plan(rounds=1, quick=False))
