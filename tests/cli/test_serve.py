@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import re
 import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
 import pytest
 
-import admission
+from tests.cli.running import serving, wait_until
 
 pytestmark = pytest.mark.servers
 
@@ -48,80 +41,9 @@ def make_app():
 """
 
 
-class Server:
-    """A running `admission serve`, and what it has written so far."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
-        self.lines: list[str] = []
-        self._changed = threading.Condition()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            with self._changed:
-                self.lines.append(line)
-                self._changed.notify_all()
-        with self._changed:
-            self.lines.append("(ended)")
-            self._changed.notify_all()
-
-    def wait_for(self, pattern: str, count: int = 1) -> list[re.Match[str]]:
-        """Wait until so many lines match."""
-        found: list[re.Match[str]] = []
-
-        def enough() -> bool:
-            found[:] = [match for line in self.lines if (match := re.search(pattern, line))]
-            return len(found) >= count or self.lines[-1:] == ["(ended)"]
-
-        with self._changed:
-            self._changed.wait_for(enough, timeout=60)
-        assert len(found) >= count, "".join(self.lines)
-        return found
-
-    @property
-    def url(self) -> str:
-        return self.wait_for(r"running on (http://127.0.0.1:\d+)")[0].group(1)
-
-    def metrics_urls(self, count: int = 1) -> set[str]:
-        return {match.group(1) for match in self.wait_for(r"metrics on (http://127.0.0.1:\d+/metrics)", count)}
-
-    def close(self) -> None:
-        self.process.stderr.close() if self.process.stderr else None
-
-
-@contextmanager
-def serving(folder: Path, *arguments: str, app: str = "served:app") -> Iterator[Server]:
-    """A server on a free port; it is ended by its id when the block ends."""
-    (folder / "served.py").write_text(APP)
-    environment = {name: value for name, value in os.environ.items() if not name.upper().startswith("ADMISSION_")}
-    environment["PYTHONPATH"] = str(Path(admission.__file__).parents[1])
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from admission.cli import main; main()", "serve", app, "--port", "0", *arguments],
-        cwd=folder,
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    server = Server(process)
-    try:
-        yield server
-    finally:
-        process.terminate()
-        try:
-            process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        server._reader.join(timeout=30)
-        server.close()
-
-
 def test_an_app_is_served_behind_a_queue(tmp_path: Path) -> None:
     """One slot, a line of one: the first runs, the second waits, the third is refused; the app knows nothing of it."""
-    with ThreadPoolExecutor() as threads, serving(tmp_path, "--workers", "1", "--max-queue-size", "1") as server:
+    with ThreadPoolExecutor() as threads, serving(tmp_path, APP, "--workers", "1", "--max-queue-size", "1") as server:
         url = server.url
         first = threads.submit(httpx2.get, f"{url}/hold", timeout=60)
         status = f"{url}/-/admission/status"
@@ -144,7 +66,7 @@ def test_a_shadow_pool_lets_everyone_in(tmp_path: Path) -> None:
     """`--mode shadow` holds nobody back: both requests run on one slot, until the third lets them go."""
     with (
         ThreadPoolExecutor() as threads,
-        serving(tmp_path, "--workers", "1", "--max-queue-size", "1", "--mode", "shadow") as server,
+        serving(tmp_path, APP, "--workers", "1", "--max-queue-size", "1", "--mode", "shadow") as server,
     ):
         url = server.url
         held = [threads.submit(httpx2.get, f"{url}/hold", timeout=60) for _ in range(3)]
@@ -156,7 +78,7 @@ def test_a_shadow_pool_lets_everyone_in(tmp_path: Path) -> None:
 def test_metrics_have_a_port_of_their_own(tmp_path: Path) -> None:
     """With the namespace of the file, and with what was noticed about requests."""
     (tmp_path / "admission.toml").write_text('[metrics]\nnamespace = "tinyllm"\nport = 0\n')
-    with serving(tmp_path, "--config", "admission.toml", "--factory", app="served:make_app") as server:
+    with serving(tmp_path, APP, "--config", "admission.toml", "--factory", app="served:make_app") as server:
         assert httpx2.get(f"{server.url}/", headers={"x-priority": "nonsense"}).status_code == 200
         (metrics,) = server.metrics_urls()
         text = httpx2.get(metrics).text
@@ -168,7 +90,7 @@ def test_metrics_have_a_port_of_their_own(tmp_path: Path) -> None:
 def test_processes_have_pools_and_metrics_of_their_own(tmp_path: Path, free_ports: int) -> None:
     """Two processes, two ports upwards from the first, each with half of the slots."""
     with serving(
-        tmp_path, "--processes", "2", "--workers", "4", "--metrics-port", str(free_ports), "--log-format", "json"
+        tmp_path, APP, "--processes", "2", "--workers", "4", "--metrics-port", str(free_ports), "--log-format", "json"
     ) as server:
         urls = server.metrics_urls(2)
         assert urls == {f"http://127.0.0.1:{port}/metrics" for port in (free_ports, free_ports + 1)}
@@ -190,12 +112,3 @@ def free_ports() -> int:
                 continue
         return port
     raise AssertionError("no two neighbouring ports are free")
-
-
-def wait_until(condition: object, tries: int = 3000) -> None:
-    """Ask until it is so; each try is a request of its own, so nothing is slept through."""
-    assert callable(condition)
-    for _ in range(tries):
-        if condition():
-            return
-    raise AssertionError("it never became true")
