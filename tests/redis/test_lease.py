@@ -12,7 +12,7 @@ import pytest
 from admission.backends.redis.lease import Lease
 from admission.backends.redis.link import Call, Wire
 from admission.errors import NotRunning
-from tests.redis.scripts import COUNT, until
+from tests.redis.scripts import COUNT, Lua, until
 from tests.redis.servers import Server, debian_redis, wait_until
 
 pytestmark = pytest.mark.anyio
@@ -107,6 +107,29 @@ async def test_renewals_that_fail_are_tried_again_soon(server: Server, caplog: p
     assert caplog.text.count("the lease cannot be renewed") == 1
     assert caplog.text.count("is renewed again") == 1
     assert "after it had run out" in caplog.text
+
+
+async def test_every_fourth_step_renews_but_after_failures_every_one(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What succeeded need not be hurried."""
+    steps = 0
+
+    def step(low: float, high: float) -> float:
+        nonlocal steps
+        steps += 1
+        return 0.1
+
+    monkeypatch.setattr("admission.backends.redis.lease.random.uniform", step)
+    async with kept(server, ttl=12.0) as lease:
+        await until(lambda: lease.statistics.renewals)
+        await until(lambda: steps >= 12)
+        assert lease.statistics.renewals <= steps // 4 + 1
+    refuse = Call(Lua("return redis.error_reply('OOM no')"), [], [])
+    steps = 0
+    async with kept(server, ttl=12.0, beat=lambda: refuse) as lease:
+        await until(lambda: steps >= 8)
+        assert lease.statistics.failures >= steps - 1
 
 
 async def test_server_that_comes_later_is_found(server: Server) -> None:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from admission.backends.redis import exchange
 from admission.backends.redis.link import BreakerState, Call, Link, ServerError, TimedOut, Unreachable
 from admission.errors import NotRunning
 from tests.redis.scripts import COUNT, ECHO, Lua, until
@@ -152,15 +153,32 @@ async def test_call_that_failed_is_not_sent_again() -> None:
     assert b"EVALSHA" in received[0]
 
 
-async def test_blocked_loop_is_not_blamed_on_the_server(link: Link, server: Server) -> None:
-    """An answer that arrived while the loop had no turn is an answer."""
-    async with Link(server.url, deadline=SOON) as hasty:
-        await hasty.run(ECHO, [], ["warm"])
-        call = asyncio.create_task(hasty.run(ECHO, [], ["in time"]))
+@pytest.mark.parametrize("connected", [True, False])
+async def test_blocked_loop_is_not_blamed_on_the_server(
+    server: Server, connected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it could not do for want of a turn it may still do, be it only to read an answer that is there."""
+    monkeypatch.setattr(exchange, "MERCY", 20.0)
+    async with Link(f"{server.url}/3", deadline=SOON) as link:
+        if connected:
+            await link.run(ECHO, [], ["warm"])
+        call = asyncio.create_task(link.run(ECHO, [], ["in time"]))
         await turns()
         threading.Event().wait(2 * SOON)
         assert await call == b"in time"
-        assert hasty.statistics.failures == 0
+        assert link.statistics.failures == 0
+
+
+async def test_blocked_loop_is_no_excuse_for_ever(server: Server) -> None:
+    """A server that is frozen, too, is given up all the same."""
+    async with Link(server.url, deadline=SOON) as link:
+        await link.run(ECHO, [], ["warm"])
+        pause(server)
+        call = asyncio.create_task(link.run(ECHO, [], ["late"]))
+        await turns()
+        threading.Event().wait(2 * SOON)
+        with pytest.raises(TimedOut):
+            await call
 
 
 async def test_error_of_the_server_is_told_with_its_code(link: Link) -> None:
@@ -181,6 +199,20 @@ async def test_connection_closed_while_idle_is_replaced(server: Server, link: Li
     await turns()
     assert await link.run(ECHO, [], ["next"]) == b"next"
     assert link.statistics.failures == 0
+
+
+async def test_demoted_server_is_looked_up_again(link: Link, server: Server) -> None:
+    """Behind the same name or address someone else may answer by now: the old connection would never tell."""
+    before = await link.ask("CLIENT", "ID")
+    assert await link.ask("CLIENT", "ID") == before
+    server.ask("REPLICAOF", "127.0.0.1", 1)
+    try:
+        with pytest.raises(ServerError) as told:
+            await link.run(COUNT, ["key"], [])
+    finally:
+        server.ask("REPLICAOF", "NO", "ONE")
+    assert told.value.code == "READONLY"
+    assert await link.ask("CLIENT", "ID") != before
 
 
 async def test_restarted_server_is_found_again(link: Link, server: Server) -> None:
