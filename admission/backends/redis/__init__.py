@@ -7,8 +7,8 @@
     lease        the thread that keeps this process's lease
     backend      the `Backend`: what this process asked for, and what became of it
     outage       what happens while the server cannot be reached
-    embedded     a private server for one machine
-    fitness      whether a server fits, in sentences
+    embedded     a private server for one machine, and keeper, the process that ends it with its last user
+    fitness      whether a server fits, in sentences (findings)
 
 Nothing here is imported but `RedisPool`, until a pool is opened.
 """
