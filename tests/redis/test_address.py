@@ -134,7 +134,9 @@ def test_no_complaint_shows_a_password(url: str, secret: str) -> None:
     assert "zQ" not in shown
 
 
-@pytest.mark.parametrize("url", ["redis://u:Qz/1zQ", "redis://u:Qz?zQ", "redis://u:Qz\nzQ", "u:Qz:zQ", "redis://:Qz,zQ"])
+@pytest.mark.parametrize(
+    "url", ["redis://u:Qz/1zQ", "redis://u:Qz?zQ", "redis://u:Qz\nzQ", "u:Qz:zQ", "redis://:Qz,zQ"]
+)
 def test_password_of_a_forgotten_host_is_not_shown(url: str) -> None:
     """What stands where a port belongs may be one."""
     with pytest.raises(ValueError, match="the Redis URL") as refused:
