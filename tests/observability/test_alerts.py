@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from pools import FakeExecutor, FakePool
+from pools import SHARED_POOL, FakeExecutor, FakePool
 from prometheus_client import CollectorRegistry
 
 from admission.observability.prometheus import PoolCollector
@@ -24,7 +24,7 @@ def alerts() -> list[dict[str, Any]]:
 def samples() -> dict[str, set[str]]:
     """Every sample's name, with the labels it may have; those of a scrape target are Prometheus' own."""
     registry = CollectorRegistry()
-    registry.register(PoolCollector(FakePool(), executors=[FakeExecutor()]))
+    registry.register(PoolCollector(FakePool(SHARED_POOL), executors=[FakeExecutor()]))
     found: dict[str, set[str]] = {}
     for family in registry.collect():
         for sample in family.samples:
