@@ -542,7 +542,7 @@ def main() -> None:
         "grants from the line",
         "evictions",
         "rejections",
-        "moves out of the lobby",
+        "lobby moves",
     )
     print(
         f"{', '.join(f'{counts[name]} {name}' for name in names)} "

@@ -24,28 +24,31 @@
 -- Redis looks for free memory before a script's first write only, so a step is done whole or not at all; and one that
 -- only gives back begins with a deletion, which is allowed without free memory.
 --
--- The functions are fields of one table because Lua makes them anew in every call, and a local of the chunk costs every
--- function that mentions it a walk over all such locals. What is rarely needed is made only on demand, in `rarely`.
+-- The functions are fields of one table because Lua makes them anew in every call, and every local of the chunk that a
+-- function mentions costs a walk over all such locals. What not every call needs is made on demand: see `waiting` and
+-- `rarely`.
 
 local ST, D, OWN, LEASE, PROC, W, OLD, DUE, F, DEBT = unpack(KEYS)
-local floor, INF = math.floor, math.huge
 local GRANTED, WAITING, LOBBY, REFUSED, DONE, STALE, UNKNOWN = 1, 2, 3, 5, 6, 7, 8 -- answers, as `Kind`
-local moves = 1000 -- tickets one call moves at most besides those its operations name; the next call goes on
-local told, messages = {}, {} -- what became of other tickets: the caller's own, and by process
-local subject -- the ticket the operation at hand is about: its caller gets an answer instead
-local raw_flows, flows = {}, {} -- tenants by class:tenant: as read ahead, and in use
-local processes, leases = {}, {}
-local contenders -- classes with waiters, highest rank first; nil when that has to be looked up
-local tickets = {} -- by id; false: there is no such ticket
-local classes = {} -- by rank, those this call has looked at
-local resync = false
-local max, min = math.max, math.min
-local format, match, sub, byte = string.format, string.match, string.sub, string.byte
-local now
-local pool = {}
+local floor, INF, max, min = math.floor, math.huge, math.max, math.min
+local byte, format, match, sub = string.byte, string.format, string.match, string.sub
+local me, now = ARGV[1], nil
 local call = redis.call
 local core = {}
-local me = ARGV[1]
+local pool = {
+  tickets = {}, -- by id; false: there is no such ticket
+  classes = {}, -- by rank, those this call has looked at
+  contenders = nil, -- classes with waiters, highest rank first; nil when that has to be looked up
+  flows = {}, -- tenants by class:tenant
+  read_ahead = {}, -- the same, as they were stored
+  processes = {},
+  leases = {}, -- which of them are alive
+  moves = 1000, -- tickets one call moves at most besides those its operations name; the next call goes on
+  subject = nil, -- the ticket the operation at hand is about: its caller gets an answer instead
+  told = {}, -- what became of other tickets of the caller
+  messages = {}, -- and of others, by process
+  resync = false,
+}
 
 -- ------------------------------------------------------------------ what is kept
 
@@ -59,7 +62,7 @@ function core.fit(c)
 end
 
 function core.class(rank)
-  local c = classes[rank]
+  local c = pool.classes[rank]
   if c then
     return c
   end
@@ -75,11 +78,11 @@ function core.class(rank)
     c.held, c.running, c.queued, c.lobby, c.credit, c.virtual, c.paused, c.debts = 0, 0, 0, 0, 0, 0, false, 0
   end
   -- Only what differs from a plain class is said. A class the newest rules do not know is plain until it is empty.
-  for name, value in string.gmatch(pool.rules[rank] or '', '(%S+)=(%S+)') do
+  for name, value in string.gmatch(rank < pool.known and pool.rules[pool.first_rules + rank] or '', '(%S+)=(%S+)') do
     c[name] = tonumber(value)
   end
   core.fit(c)
-  classes[rank] = c
+  pool.classes[rank] = c
   pool.ranks = max(pool.ranks, rank + 1)
   return c
 end
@@ -95,11 +98,6 @@ function core.pace(c)
     c.pace = p
   end
   return p
-end
-
--- Where a ticket stands in `w`.
-function core.member(state, t)
-  return format('%s%d:%016d:%015d:%s', state, t.rank, t.start, t.number, t.id)
 end
 
 -- running      slots fence since class:tenant
@@ -137,11 +135,11 @@ function core.encode(t)
 end
 
 function core.ticket(id)
-  local t = tickets[id]
+  local t = pool.tickets[id]
   if t == nil then
     local record = call('HGET', D, id)
     t = record and core.decode(id, record)
-    tickets[id] = t
+    pool.tickets[id] = t
   end
   return t
 end
@@ -153,7 +151,7 @@ function core.live(id)
 end
 
 function core.process(name)
-  local p = processes[name]
+  local p = pool.processes[name]
   if not p then
     local raw = call('HGET', PROC, name)
     local slots, running, waiting, digest, since = match(raw or '0 0 0 0 -', '^(%S+) (%S+) (%S+) (%S+) (%S+)$')
@@ -161,7 +159,7 @@ function core.process(name)
       raw = raw, slots = tonumber(slots), running = tonumber(running), waiting = tonumber(waiting),
       digest = tonumber(digest), since = tonumber(since) or now,
     }
-    processes[name] = p
+    pool.processes[name] = p
   end
   return p
 end
@@ -169,23 +167,23 @@ end
 -- Say what became of a ticket, to its process.
 function core.tell(t, line)
   if t.process ~= me then
-    local lines = messages[t.process]
+    local lines = pool.messages[t.process]
     if lines then
       lines[#lines + 1] = line
     else
-      messages[t.process] = { line }
+      pool.messages[t.process] = { line }
     end
-  elseif t ~= subject then
-    told[#told + 1] = line
+  elseif t ~= pool.subject then
+    pool.told[#pool.told + 1] = line
   end
 end
 
 -- ------------------------------------------------------------------ fairness (policy/fairness.py)
 
 function core.flow(c, key)
-  local f = flows[key]
+  local f = pool.flows[key]
   if not f then
-    local raw = raw_flows[key]
+    local raw = pool.read_ahead[key]
     if c.period > 0 then
       raw = false -- Read before the class came to rest.
     elseif raw == nil then
@@ -199,16 +197,11 @@ function core.flow(c, key)
         f.debt = core.debt(c, f)
       end
     end
-    flows[key] = f
+    pool.flows[key] = f
   elseif f.period ~= c.period then -- It is from a busy period that has ended.
     f.finish, f.newest, f.debt, f.period = 0, 0, nil, c.period
   end
   return f
-end
-
--- Where the tag of a tenant that has left stands in `debt`.
-function core.debt(c, f)
-  return format('%d:%016d:%s', c.rank, f.finish, sub(f.key, 3))
 end
 
 function core.arrive(c, f, charge)
@@ -220,20 +213,6 @@ function core.arrive(c, f, charge)
   f.newest = start
   f.waiting = f.waiting + 1
   return start
-end
-
--- Forget the smallest debts of absent tenants.
-function core.forgive(c, most)
-  local forgiven = call('ZRANGEBYLEX', DEBT, '[' .. c.rank .. ':', '(' .. c.rank .. ';', 'LIMIT', '0', most)
-  if #forgiven > 0 then
-    local keys = {}
-    for i, debt in ipairs(forgiven) do
-      keys[i] = c.rank .. sub(debt, 19)
-    end
-    core.write('HDEL', F, keys)
-    core.write('ZREM', DEBT, forgiven)
-  end
-  c.debts = c.debts - #forgiven
 end
 
 -- When nothing of this class waits or runs, its busy period ends, and with it all debts. Tags start over from 0, so they
@@ -250,262 +229,7 @@ function core.rest(c)
   c.period = c.period + 1 -- Of this call.
 end
 
--- ------------------------------------------------------------------ the forecast (policy/forecast.py)
-
--- A waiter was granted, whose start tag lay so far ahead of the virtual time.
-function core.moved(c, advance)
-  local p = core.pace(c)
-  p.seen = min(p.seen + 1, 64)
-  p.gap = p.gap + (max(0, now - p.last) - p.gap) / p.seen
-  p.advance = p.advance + (max(0, advance) - p.advance) / p.seen
-  p.last, p.changed = now, true
-end
-
-function core.judge(c, predicted, correction, waited)
-  local p = core.pace(c)
-  if waited * correction > predicted * p.correction then
-    p.correction = min(p.correction * 1.05, 4)
-  else
-    p.correction = max(p.correction / 1.05, 1 / 4)
-  end
-end
-
-function core.gap(c)
-  local p = core.pace(c)
-  if p.seen == 0 then
-    return nil
-  end
-  local open_for = now - p.last
-  if c.queued > 0 and open_for > p.gap then
-    return p.gap + (open_for - p.gap) / p.seen
-  end
-  return p.gap
-end
-
-function core.predict(c, ahead, position, distance)
-  local gap = core.gap(c)
-  if gap then
-    local p, grants = c.pace, ahead + 1
-    if distance > grants * p.advance and p.advance ~= 0 then
-      grants = distance / p.advance
-    end
-    return grants * gap * p.correction
-  end
-  local least
-  for rank = 0, pool.ranks - 1 do
-    local other = core.gap(core.class(rank))
-    if other and (not least or other < least) then
-      least = other
-    end
-  end
-  return least and least * position
-end
-
--- Position and predicted wait of a ticket that waits.
-function core.place(t)
-  local ahead, position = core.before(t)
-  local c = core.class(t.rank)
-  return position, core.predict(c, ahead, position, t.start - c.virtual)
-end
-
--- What a newcomer of this class would wait: for its Retry-After.
-function core.newcomer_wait(c)
-  local position = 1
-  for rank = 0, c.rank do
-    local above = core.class(rank)
-    position = position + above.queued + above.lobby
-  end
-  return core.predict(c, c.queued + c.lobby, position, 0)
-end
-
-function core.rounded(number)
-  return number and floor(number + 0.5) or -1
-end
-
--- ------------------------------------------------------------------ the line (line.py)
-
-function core.contending()
-  if not contenders then
-    contenders = {}
-    if pool.queued > 0 then
-      for rank = 0, pool.ranks - 1 do
-        local c = core.class(rank)
-        if c.queued > 0 then
-          contenders[#contenders + 1] = c
-        end
-      end
-    end
-  end
-  return contenders
-end
-
--- The first waiter, or the last, at a place in `w`; what has no ticket there is taken out.
-function core.at(c, from, to, backwards)
-  while true do
-    local found
-    if backwards then
-      found = call('ZREVRANGEBYLEX', W, to, from, 'LIMIT', '0', '1')[1]
-    else
-      found = call('ZRANGEBYLEX', W, from, to, 'LIMIT', '0', '1')[1]
-    end
-    if not found then
-      core.recount(c)
-      return nil
-    end
-    local t = core.ticket(match(found, ':%d+:%d+:(.*)$'))
-    if t and t.member == found and t.state ~= 'gone' then
-      return t
-    end
-    call('ZREM', W, found)
-    core.recount(c)
-  end
-end
-
-function core.head(c)
-  if not c.head and c.queued > 0 then
-    c.head = core.at(c, c.from, c.to)
-  end
-  return c.head
-end
-
-function core.head_of_lobby(c)
-  return core.at(c, '[lobby' .. c.rank .. ':', '(lobby' .. c.rank .. ';')
-end
-
-function core.old_member(t)
-  return format('%d:%015d:%016d:%s', t.rank, t.number, t.arrival, t.id)
-end
-
--- Who has waited longest. Where the rules did not ask for it when they came, it is the head.
-function core.oldest(c)
-  while not c.oldest do
-    local found = call('ZRANGEBYLEX', OLD, '[' .. c.rank .. ':', '(' .. c.rank .. ';', 'LIMIT', '0', '1')[1]
-    if not found then
-      return core.head(c)
-    end
-    local t = core.ticket(sub(found, 36))
-    if t and t.state == 'line' then
-      c.oldest = t
-    else
-      call('ZREM', OLD, found)
-    end
-  end
-  return c.oldest
-end
-
--- How many stand before a waiter in its class, and its position.
-function core.before(t)
-  local place, others = call('ZRANK', W, t.member) or 0, 0
-  if t.state == 'line' then
-    for rank = 0, t.rank - 1 do
-      others = others + core.class(rank).queued
-    end
-    return place - others, place + 1
-  end
-  -- The whole line stands before the lobby, whatever its classes.
-  for rank = 0, t.rank - 1 do
-    others = others + core.class(rank).lobby
-  end
-  return core.class(t.rank).queued + place - pool.queued - others, place + 1
-end
-
-function core.stand(t, state)
-  t.state = state
-  t.member = core.member(state, t)
-  call('ZADD', W, '0', t.member)
-end
-
--- Stand a ticket in line.
-function core.enter(c, t)
-  if c.queued == 0 then
-    contenders = nil
-    local p = core.pace(c)
-    p.last, p.changed = now, true
-    if c.codel_target then
-      p.shortest, p.interval_end = INF, now + c.codel_interval
-    end
-  end
-  core.stand(t, 'line')
-  c.queued = c.queued + 1
-  pool.queued = pool.queued + 1
-  if c.max_delay or c.codel_target then
-    t.by_age = true
-    if c.oldest and t.number < c.oldest.number then
-      c.oldest = nil -- It comes from the lobby.
-    end
-    call('ZADD', OLD, '0', core.old_member(t))
-    call('EXPIRE', OLD, '86400')
-  end
-  local head = c.head
-  if c.queued == 1 or (head and (t.start < head.start or t.start == head.start and t.number < head.number)) then
-    c.head = t
-  end
-end
-
--- Take a ticket out of the line; it still counts as waiting for its tenant.
-function core.step_out(c, t)
-  call('ZREM', W, t.member)
-  if t.by_age then
-    call('ZREM', OLD, core.old_member(t))
-    t.by_age = false
-  end
-  if c.head == t then
-    c.head = nil
-  end
-  if c.oldest == t then
-    c.oldest = nil
-  end
-  c.queued = c.queued - 1
-  pool.queued = pool.queued - 1
-  if c.queued == 0 then
-    core.emptied(c)
-  end
-end
-
-function core.emptied(c)
-  contenders = nil
-  c.credit = 0
-  if c.codel_target then
-    local p = core.pace(c)
-    p.interval_end, p.overloaded, p.changed = INF, 0, true
-  end
-end
-
-function core.leave_lobby(c, t)
-  call('ZREM', W, t.member)
-  c.lobby = c.lobby - 1
-  pool.lobby = pool.lobby - 1
-end
-
--- Move a newcomer from the line to the lobby.
-function core.park(c, t)
-  core.step_out(c, t)
-  core.stand(t, 'lobby')
-  c.lobby = c.lobby + 1
-  pool.lobby = pool.lobby + 1
-end
-
--- A waiter goes without a permit, from wherever it stands: its tenant gets the charge back.
-function core.leave_line(t)
-  local c = core.class(t.rank)
-  if t.state == 'lobby' then
-    core.leave_lobby(c, t)
-  else
-    core.step_out(c, t)
-  end
-  t.state = 'gone'
-  local f = core.flow(c, t.key)
-  f.waiting = max(0, f.waiting - 1)
-  f.finish = max(0, f.finish - t.charge)
-  core.rest(c)
-end
-
-function core.evict(t, reason)
-  core.leave_line(t)
-  core.tell(t, '5 ' .. t.id .. ' ' .. reason .. ' ' .. format('%d', core.rounded(core.newcomer_wait(classes[t.rank]))))
-end
-
--- ------------------------------------------------------------------ who is next (policy/shares.py)
+-- ------------------------------------------------------------------ what is free (core.py, policy/shares.py)
 
 function core.held_back(c, slots)
   if c.paused then
@@ -520,39 +244,14 @@ function core.held_back(c, slots)
   end
 end
 
-function core.next_class()
-  local by_rank, by_credit, overdue
-  local overdue_since = INF
-  for _, c in ipairs(core.contending()) do
-    local head = core.head(c)
-    if head and not core.held_back(c, head.slots) then
-      if c.max_delay then
-        local arrival = core.oldest(c).arrival
-        if now - arrival >= c.max_delay and arrival < overdue_since then
-          overdue, overdue_since = c, arrival
-        end
-      end
-      if not by_credit and c.credit > 0 and c.credit >= head.slots * 1e6 then
-        by_credit = c
-      end
-      by_rank = by_rank or c
-    end
-  end
-  return overdue or by_credit or by_rank
-end
-
--- ------------------------------------------------------------------ the pump (core.py)
-
--- A process whose lease has run out may be gone: nothing is granted to it until it has renewed.
-function core.alive(name)
-  if name == me then
-    return true
-  end
-  if leases[name] == nil then
-    local ends = call('ZSCORE', LEASE, name)
-    leases[name] = ends and tonumber(ends) > now or false
-  end
-  return leases[name]
+-- Whether a newcomer with nobody before it can run at once: what `pump` would find.
+function core.runs_alone(c, slots)
+  local in_use = pool.in_use
+  return pool.queued == 0
+    and in_use < pool.limit
+    and (in_use + slots <= pool.limit or in_use == 0)
+    and pool.paused == 0
+    and not core.held_back(c, slots)
 end
 
 -- Count the slots of a ticket that begins to run, under the next fence.
@@ -587,156 +286,24 @@ function core.start(c, t)
   core.take(c, t)
 end
 
--- Let the head of a class run.
-function core.grant(c, t)
-  local waited = now - t.arrival
-  if t.position > 0 then
-    core.moved(c, t.start - c.virtual)
-    if t.correction > 0 and t.predicted and waited > 0 then
-      core.judge(c, t.predicted, t.correction, waited)
-    end
-  end
-  if c.codel_target then
-    local p = core.pace(c)
-    p.shortest, p.changed = min(p.shortest, waited), true
-  end
-  core.step_out(c, t)
-  core.start(c, t)
-  c.credit = max(0, c.credit - t.slots * 1e6)
-  core.tell(t, '1 ' .. t.id .. ' ' .. format('%d %d %d', t.epoch, t.grant, t.in_use))
+-- A running ticket ends: its slots are free, its tenant's account is settled.
+function core.finish(t, difference)
+  local c = core.class(t.rank)
+  local f = core.flow(c, t.key)
+  t.state = 'gone'
+  c.held = c.held - t.slots
+  c.running = c.running - 1
+  pool.in_use = pool.in_use - t.slots
+  pool.running = pool.running - 1
+  f.running = max(0, f.running - 1)
+  f.finish = max(0, f.finish + difference)
+  core.rest(c)
 end
 
--- Grant whatever may run, and drop those whose deadline had passed when their turn came.
-function core.pump()
-  while pool.queued > 0 and pool.in_use < pool.limit and pool.paused == 0 and moves > 0 do
-    local c = core.next_class()
-    if not c then
-      break
-    end
-    local t = c.head
-    if t.expires <= now then
-      core.evict(t, t.expires_as)
-    elseif not core.alive(t.process) then
-      core.evict(t, 'evicted-disconnect')
-    elseif pool.in_use > 0 and pool.in_use + t.slots > pool.limit then
-      break -- Nothing smaller overtakes a head that does not fit; one wider than the whole limit runs alone.
-    else
-      core.grant(c, t)
-    end
-    moves = moves - 1
-  end
-end
-
--- The first of the lobby, in the line's order, for whose class there is room in the line.
-function core.next_of_lobby()
-  if pool.max_queue_size > 0 and pool.queued >= pool.max_queue_size then
-    return nil
-  end
-  for rank = 0, pool.ranks - 1 do
-    local c = core.class(rank)
-    if c.lobby > 0 and not (c.max_queued and c.queued >= c.max_queued) then
-      return core.head_of_lobby(c)
-    end
-  end
-end
-
--- Pump, and let the lobby move up.
-function core.settle()
-  core.pump()
-  while pool.lobby > 0 and moves > 0 do
-    local t = core.next_of_lobby()
-    if not t then
-      break
-    end
-    local c = core.class(t.rank)
-    core.leave_lobby(c, t)
-    core.enter(c, t)
-    core.tell(t, '4 ' .. t.id)
-    moves = moves - 1
-    core.pump()
-  end
-end
-
--- ------------------------------------------------------------------ arrival
-
--- Whether a newcomer with nobody before it can run at once: what `pump` would find.
-function core.runs_alone(c, slots)
-  local in_use = pool.in_use
-  return pool.queued == 0
-    and in_use < pool.limit
-    and (in_use + slots <= pool.limit or in_use == 0)
-    and pool.paused == 0
-    and not core.held_back(c, slots)
-end
-
--- Enforce the bounds on a newcomer that stands in line; the reason to refuse it, or nil.
-function core.find_room(c, t, f)
-  if pool.max_queued_per_tenant and f.waiting > pool.max_queued_per_tenant then
-    return 'rejected-tenant-full'
-  end
-  if pool.refuse_hopeless == 1 and t.expires < INF then
-    local _, predicted = core.place(t)
-    if predicted and now + predicted > t.expires then
-      return 'rejected-hopeless'
-    end
-  end
-  local lowest
-  if c.max_queued and c.queued > c.max_queued then
-    lowest = c
-  elseif pool.max_queue_size > 0 and pool.queued > pool.max_queue_size then
-    lowest = core.contending()[#core.contending()]
-  else
-    return nil
-  end
-  local worst = core.at(lowest, lowest.from, lowest.to, true)
-  if worst.rank > t.rank then
-    core.evict(worst, 'evicted-priority')
-  elseif worst.rank == t.rank and t.start < worst.start and core.flow(c, worst.key).waiting > f.waiting then
-    core.evict(worst, 'evicted-fairness')
-  elseif pool.block == 1 and pool.lobby < pool.max_lobby_size then
-    core.park(c, t)
-  else
-    return 'rejected-queue-full'
-  end
-end
-
--- Whether someone in the lobby stands before this newcomer, and could have the place it found in line.
-function core.overtakes_lobby(t)
-  for rank = 0, t.rank do
-    local c = core.class(rank)
-    if c.lobby > 0 then
-      if rank == t.rank then
-        local first = core.head_of_lobby(c)
-        return first and first.start <= t.start
-      end
-      if not c.max_queued or c.queued < c.max_queued then
-        return true
-      end
-    end
-  end
-end
-
--- The state of a live ticket, as the answer to its offer.
-function core.present(t, position, predicted)
-  if t.state == 'running' then
-    if not t.grant then
-      local epoch, grant = match(t.fence, '^(%d+):(%d+)$')
-      return { GRANTED, tonumber(epoch), tonumber(grant), pool.in_use }
-    end
-    return { GRANTED, t.epoch, t.grant, t.in_use }
-  end
-  if not position then
-    position, predicted = core.place(t)
-  end
-  return { t.state == 'line' and WAITING or LOBBY, position, core.rounded(predicted) }
-end
-
-function core.refusal(c, reason, position)
-  return { REFUSED, reason, position, core.rounded(core.newcomer_wait(c)) }
-end
+-- ------------------------------------------------------------------ arrival and departure
 
 function core.offer(id, key, slots, charge, patience, expires_as, may_wait)
-  local t = tickets[id]
+  local t = pool.tickets[id]
   if t then
     if t.state ~= 'gone' then
       return core.present(t) -- The reply to an earlier call was lost.
@@ -757,67 +324,33 @@ function core.offer(id, key, slots, charge, patience, expires_as, may_wait)
     id = id, process = sub(id, 1, 16), key = key, rank = rank, slots = slots, charge = charge, number = pool.arrivals,
     arrival = now, expires = patience and now + patience or INF, expires_as = expires_as, position = 0, correction = 0,
   }
-  tickets[id], subject = t, t
+  pool.tickets[id], pool.subject = t, t
   local newest = f.newest
   t.start = core.arrive(c, f, charge)
   if c.exempt or core.runs_alone(c, slots) then
     core.start(c, t)
     return { GRANTED, t.epoch, t.grant, t.in_use }
   end
-  -- The newcomer stands in line before the bounds are looked at: whoever can run at once is never refused for a full
-  -- line, and the bounds see the line as it will be.
-  core.enter(c, t)
-  -- Whoever waited before could not run, so without a free slot there is nothing to pump for.
-  core.pump()
+  return core.queue(c, t, f, newest, may_wait)
+end
+
+-- The state of a live ticket, as the answer to its offer.
+function core.present(t, position, predicted)
   if t.state == 'running' then
-    core.settle()
-    return core.present(t)
+    if not t.grant then
+      local epoch, grant = match(t.fence, '^(%d+):(%d+)$')
+      return { GRANTED, tonumber(epoch), tonumber(grant), pool.in_use }
+    end
+    return { GRANTED, t.epoch, t.grant, t.in_use }
   end
-  local reason = may_wait == '0' and 'rejected-busy' or core.find_room(c, t, f)
-  if reason then
-    local _, position = core.before(t)
-    core.leave_line(t)
-    f.newest = newest
-    core.settle()
-    return core.refusal(c, reason, position)
+  if not position then
+    position, predicted = core.place(t)
   end
-  if pool.lobby > 0 and t.state == 'line' and core.overtakes_lobby(t) then
-    core.park(c, t)
-  end
-  t.position, t.predicted = core.place(t)
-  local p = core.pace(c)
-  t.correction = p.seen > 0 and p.correction or 0
-  core.settle()
-  -- Pushing someone out may have removed a wide head that had stopped the pump: then it runs after all.
-  return core.present(t, t.position, t.predicted)
-end
-
--- ------------------------------------------------------------------ departure
-
--- A running ticket ends: its slots are free, its tenant's account is settled.
-function core.finish(t, difference)
-  local c = core.class(t.rank)
-  local f = core.flow(c, t.key)
-  t.state = 'gone'
-  c.held = c.held - t.slots
-  c.running = c.running - 1
-  pool.in_use = pool.in_use - t.slots
-  pool.running = pool.running - 1
-  f.running = max(0, f.running - 1)
-  f.finish = max(0, f.finish + difference)
-  core.rest(c)
-end
-
--- Someone knows a fence from the future: the server has lost what came after, and would issue fences twice. A new epoch
--- begins.
-function core.heard_of(epoch, grant)
-  if epoch > pool.epoch or epoch == pool.epoch and grant > pool.fence then
-    pool.epoch = max(pool.epoch + 1, epoch + 1, now)
-  end
+  return { t.state == 'line' and WAITING or LOBBY, position, core.rounded(predicted) }
 end
 
 function core.release(id, fence, difference)
-  local t = tickets[id]
+  local t = pool.tickets[id]
   local gone = not t or t.state == 'gone'
   if gone or t.fence ~= fence then
     local epoch, grant = match(fence, '^(%d+):(%d+)$')
@@ -835,85 +368,6 @@ function core.release(id, fence, difference)
     core.settle()
   end
   return DONE
-end
-
-function core.withdraw(id, reason)
-  local t = core.live(id)
-  if not t then
-    return UNKNOWN
-  end
-  subject = t
-  if t.state == 'running' then
-    core.finish(t, 0)
-    core.tell(t, '8 ' .. id)
-  else
-    core.evict(t, reason)
-  end
-  core.settle()
-  return DONE
-end
-
--- Time has passed: evict who has waited too long, and start what a start rate held back.
-function core.expire()
-  for _, found in ipairs(call('ZRANGEBYSCORE', DUE, '-inf', pool.time, 'LIMIT', '0', moves)) do
-    local t = core.live(sub(found, 17))
-    if t and t.state ~= 'running' then
-      core.evict(t, t.expires_as)
-      moves = moves - 1
-    else
-      call('ZREM', DUE, found)
-    end
-  end
-  for _, c in ipairs(core.contending()) do
-    if c.codel_target then
-      core.shed(c)
-    end
-  end
-  if pool.closed == 1 then
-    core.drain()
-  end
-  core.settle()
-end
-
--- Evict the too old of a class whose line is a standing one.
-function core.shed(c)
-  local p = core.pace(c)
-  if now >= p.interval_end then
-    p.overloaded = p.shortest > c.codel_target and 1 or 0
-    p.shortest, p.interval_end, p.changed = INF, now + c.codel_interval, true
-  end
-  while p.overloaded == 1 and c.queued > 0 and moves > 0 do
-    local t = core.oldest(c)
-    if now < t.arrival + 2 * c.codel_target then
-      break
-    end
-    core.evict(t, 'evicted-codel')
-    moves = moves - 1
-  end
-end
-
--- When `expire` has something to do by time alone; -1 when nothing is due.
-function core.next_event()
-  if pool.queued + pool.lobby == 0 then
-    return -1
-  elseif moves <= 0 then
-    return now
-  end
-  local due = tonumber(call('ZRANGE', DUE, '0', '0', 'WITHSCORES')[2] or INF)
-  for _, c in ipairs(core.contending()) do
-    if c.start_interval and not c.paused and pool.paused == 0 then
-      local start_due = core.pace(c).next_start - c.start_allowance
-      due = start_due > now and min(due, start_due) or due
-    end
-    if c.codel_target then
-      local p = core.pace(c)
-      due = min(due, p.interval_end)
-      if p.overloaded == 1 then
-        due = min(due, core.oldest(c).arrival + 2 * c.codel_target)
-      end
-    end
-  end
-  return due < INF and math.ceil(due) or -1
 end
 
 -- ------------------------------------------------------------------ writing
@@ -942,7 +396,7 @@ end
 -- Entries, their index, their deadlines and their processes' counts follow from where each ticket was and is.
 function core.flush_tickets()
   local set, gone, owned, timed, untimed = {}, {}, {}, {}, {}
-  for id, t in pairs(tickets) do
+  for id, t in pairs(pool.tickets) do
     if t and t.state ~= t.was then
       local was, state, p = t.was, t.state, core.process(t.process)
       if was then
@@ -975,7 +429,7 @@ function core.flush_tickets()
       end
       t.was = state
       if state == 'gone' then
-        tickets[id] = false
+        pool.tickets[id] = false
       end
     end
   end
@@ -997,7 +451,7 @@ end
 
 function core.flush_flows()
   local set, gone, indebted, quit = {}, {}, {}, {}
-  for key, f in pairs(flows) do
+  for key, f in pairs(pool.flows) do
     local c = f.class
     if f.period ~= c.period then -- Its class came to rest: what was a debt is forgotten already.
       f.finish, f.debt = 0, nil
@@ -1032,7 +486,7 @@ function core.flush_flows()
   end
   if #indebted > 0 then
     call('EXPIRE', DEBT, '86400')
-    for _, c in pairs(classes) do
+    for _, c in pairs(pool.classes) do
       if c.debts > 1024 then -- Of the tenants that have left, the smallest debts are forgiven.
         core.forgive(c, c.debts - 512)
       end
@@ -1041,11 +495,11 @@ function core.flush_flows()
 end
 
 function core.flush_processes()
-  local mine = processes[me]
+  local mine = pool.processes[me]
   if mine and (not mine.raw or mine.gone) and not mine.beats and mine.running + mine.waiting > 0 then
     core.renew(now + 15e6) -- It has not sent a beat yet; nothing may be held by a process nobody watches.
   end
-  for name, p in pairs(processes) do
+  for name, p in pairs(pool.processes) do
     if p.gone and p.running + p.waiting == 0 then
       if p.raw then
         call('HDEL', PROC, name)
@@ -1062,10 +516,6 @@ function core.flush_processes()
   end
 end
 
-function core.never(number)
-  return number < INF and format('%.17g', number) or 'never'
-end
-
 function core.flush_pool()
   local list = {
     'pool',
@@ -1076,7 +526,7 @@ function core.flush_pool()
       pool.fence, pool.arrivals, pool.ranks, pool.version, pool.reap_at
     ),
   }
-  for rank, c in pairs(classes) do
+  for rank, c in pairs(pool.classes) do
     local record = format(
       'held=%d running=%d queued=%d lobby=%d credit=%d virtual=%d paused=%d debts=%d',
       c.held, c.running, c.queued, c.lobby, c.credit, c.virtual, c.paused and 1 or 0, c.debts
@@ -1108,6 +558,581 @@ function core.flush_pool()
   end
 end
 
+-- ------------------------------------------------------------------ what is needed when someone waits
+
+local function waiting()
+  -- ---------------------------------------------------------------- the line (line.py)
+
+  -- Where a ticket stands in `w`.
+  function core.member(state, t)
+    return format('%s%d:%016d:%015d:%s', state, t.rank, t.start, t.number, t.id)
+  end
+
+  function core.contending()
+    if not pool.contenders then
+      pool.contenders = {}
+      if pool.queued > 0 then
+        for rank = 0, pool.ranks - 1 do
+          local c = core.class(rank)
+          if c.queued > 0 then
+            pool.contenders[#pool.contenders + 1] = c
+          end
+        end
+      end
+    end
+    return pool.contenders
+  end
+
+  -- The first waiter, or the last, at a place in `w`; what has no ticket there is taken out.
+  function core.at(c, from, to, backwards)
+    while true do
+      local found
+      if backwards then
+        found = call('ZREVRANGEBYLEX', W, to, from, 'LIMIT', '0', '1')[1]
+      else
+        found = call('ZRANGEBYLEX', W, from, to, 'LIMIT', '0', '1')[1]
+      end
+      if not found then
+        core.recount(c)
+        return nil
+      end
+      local t = core.ticket(match(found, ':%d+:%d+:(.*)$'))
+      if t and t.member == found and t.state ~= 'gone' then
+        return t
+      end
+      call('ZREM', W, found)
+      core.recount(c)
+    end
+  end
+
+  function core.head(c)
+    if not c.head and c.queued > 0 then
+      c.head = core.at(c, c.from, c.to)
+    end
+    return c.head
+  end
+
+  function core.head_of_lobby(c)
+    return core.at(c, '[lobby' .. c.rank .. ':', '(lobby' .. c.rank .. ';')
+  end
+
+  -- Who has waited longest. Where the rules did not ask for it when they came, it is the head.
+  function core.oldest(c)
+    while not c.oldest do
+      local found = call('ZRANGEBYLEX', OLD, '[' .. c.rank .. ':', '(' .. c.rank .. ';', 'LIMIT', '0', '1')[1]
+      if not found then
+        return core.head(c)
+      end
+      local t = core.ticket(sub(found, 36))
+      if t and t.state == 'line' then
+        c.oldest = t
+      else
+        call('ZREM', OLD, found)
+      end
+    end
+    return c.oldest
+  end
+
+  function core.old_member(t)
+    return format('%d:%015d:%016d:%s', t.rank, t.number, t.arrival, t.id)
+  end
+
+  -- How many stand before a waiter in its class, and its position.
+  function core.before(t)
+    local place, others = call('ZRANK', W, t.member) or 0, 0
+    if t.state == 'line' then
+      for rank = 0, t.rank - 1 do
+        others = others + core.class(rank).queued
+      end
+      return place - others, place + 1
+    end
+    -- The whole line stands before the lobby, whatever its classes.
+    for rank = 0, t.rank - 1 do
+      others = others + core.class(rank).lobby
+    end
+    return core.class(t.rank).queued + place - pool.queued - others, place + 1
+  end
+
+  function core.stand(t, state)
+    t.state = state
+    t.member = core.member(state, t)
+    call('ZADD', W, '0', t.member)
+  end
+
+  -- Stand a ticket in line.
+  function core.enter(c, t)
+    if c.queued == 0 then
+      pool.contenders = nil
+      local p = core.pace(c)
+      p.last, p.changed = now, true
+      if c.codel_target then
+        p.shortest, p.interval_end = INF, now + c.codel_interval
+      end
+    end
+    core.stand(t, 'line')
+    c.queued = c.queued + 1
+    pool.queued = pool.queued + 1
+    if c.max_delay or c.codel_target then
+      t.by_age = true
+      if c.oldest and t.number < c.oldest.number then
+        c.oldest = nil -- It comes from the lobby.
+      end
+      call('ZADD', OLD, '0', core.old_member(t))
+      call('EXPIRE', OLD, '86400')
+    end
+    local head = c.head
+    if c.queued == 1 or (head and (t.start < head.start or t.start == head.start and t.number < head.number)) then
+      c.head = t
+    end
+  end
+
+  -- Take a ticket out of the line; it still counts as waiting for its tenant.
+  function core.step_out(c, t)
+    call('ZREM', W, t.member)
+    if t.by_age then
+      call('ZREM', OLD, core.old_member(t))
+      t.by_age = false
+    end
+    if c.head == t then
+      c.head = nil
+    end
+    if c.oldest == t then
+      c.oldest = nil
+    end
+    c.queued = c.queued - 1
+    pool.queued = pool.queued - 1
+    if c.queued == 0 then
+      core.emptied(c)
+    end
+  end
+
+  function core.emptied(c)
+    pool.contenders = nil
+    c.credit = 0
+    if c.codel_target then
+      local p = core.pace(c)
+      p.interval_end, p.overloaded, p.changed = INF, 0, true
+    end
+  end
+
+  -- Move a newcomer from the line to the lobby.
+  function core.park(c, t)
+    core.step_out(c, t)
+    core.stand(t, 'lobby')
+    c.lobby = c.lobby + 1
+    pool.lobby = pool.lobby + 1
+  end
+
+  function core.leave_lobby(c, t)
+    call('ZREM', W, t.member)
+    c.lobby = c.lobby - 1
+    pool.lobby = pool.lobby - 1
+  end
+
+  -- A waiter goes without a permit, from wherever it stands: its tenant gets the charge back.
+  function core.leave_line(t)
+    local c = core.class(t.rank)
+    if t.state == 'lobby' then
+      core.leave_lobby(c, t)
+    else
+      core.step_out(c, t)
+    end
+    t.state = 'gone'
+    local f = core.flow(c, t.key)
+    f.waiting = max(0, f.waiting - 1)
+    f.finish = max(0, f.finish - t.charge)
+    core.rest(c)
+  end
+
+  function core.evict(t, reason)
+    core.leave_line(t)
+    core.tell(t, '5 ' .. t.id .. ' ' .. reason .. ' ' .. format('%d', core.rounded(core.newcomer_wait(pool.classes[t.rank]))))
+  end
+
+  -- ---------------------------------------------------------------- the forecast (policy/forecast.py)
+
+  -- A waiter was granted, whose start tag lay so far ahead of the virtual time.
+  function core.moved(c, advance)
+    local p = core.pace(c)
+    p.seen = min(p.seen + 1, 64)
+    p.gap = p.gap + (max(0, now - p.last) - p.gap) / p.seen
+    p.advance = p.advance + (max(0, advance) - p.advance) / p.seen
+    p.last, p.changed = now, true
+  end
+
+  function core.judge(c, predicted, correction, waited)
+    local p = core.pace(c)
+    if waited * correction > predicted * p.correction then
+      p.correction = min(p.correction * 1.05, 4)
+    else
+      p.correction = max(p.correction / 1.05, 1 / 4)
+    end
+  end
+
+  function core.gap(c)
+    local p = core.pace(c)
+    if p.seen == 0 then
+      return nil
+    end
+    local open_for = now - p.last
+    if c.queued > 0 and open_for > p.gap then
+      return p.gap + (open_for - p.gap) / p.seen
+    end
+    return p.gap
+  end
+
+  function core.predict(c, ahead, position, distance)
+    local gap = core.gap(c)
+    if gap then
+      local p, grants = c.pace, ahead + 1
+      if distance > grants * p.advance and p.advance ~= 0 then
+        grants = distance / p.advance
+      end
+      return grants * gap * p.correction
+    end
+    local least
+    for rank = 0, pool.ranks - 1 do
+      local other = core.gap(core.class(rank))
+      if other and (not least or other < least) then
+        least = other
+      end
+    end
+    return least and least * position
+  end
+
+  -- Position and predicted wait of a ticket that waits.
+  function core.place(t)
+    local ahead, position = core.before(t)
+    local c = core.class(t.rank)
+    return position, core.predict(c, ahead, position, t.start - c.virtual)
+  end
+
+  -- What a newcomer of this class would wait: for its Retry-After.
+  function core.newcomer_wait(c)
+    local position = 1
+    for rank = 0, c.rank do
+      local above = core.class(rank)
+      position = position + above.queued + above.lobby
+    end
+    return core.predict(c, c.queued + c.lobby, position, 0)
+  end
+
+  function core.rounded(number)
+    return number and floor(number + 0.5) or -1
+  end
+
+  -- ---------------------------------------------------------------- the pump (core.py, policy/shares.py)
+
+  function core.next_class()
+    local by_rank, by_credit, overdue
+    local overdue_since = INF
+    for _, c in ipairs(core.contending()) do
+      local head = core.head(c)
+      if head and not core.held_back(c, head.slots) then
+        if c.max_delay then
+          local arrival = core.oldest(c).arrival
+          if now - arrival >= c.max_delay and arrival < overdue_since then
+            overdue, overdue_since = c, arrival
+          end
+        end
+        if not by_credit and c.credit > 0 and c.credit >= head.slots * 1e6 then
+          by_credit = c
+        end
+        by_rank = by_rank or c
+      end
+    end
+    return overdue or by_credit or by_rank
+  end
+
+  -- A process whose lease has run out may be gone: nothing is granted to it until it has renewed.
+  function core.alive(name)
+    if name == me then
+      return true
+    end
+    if pool.leases[name] == nil then
+      local ends = call('ZSCORE', LEASE, name)
+      pool.leases[name] = ends and tonumber(ends) > now or false
+    end
+    return pool.leases[name]
+  end
+
+  -- Let the head of a class run.
+  function core.grant(c, t)
+    local waited = now - t.arrival
+    if t.position > 0 then
+      core.moved(c, t.start - c.virtual)
+      if t.correction > 0 and t.predicted and waited > 0 then
+        core.judge(c, t.predicted, t.correction, waited)
+      end
+    end
+    if c.codel_target then
+      local p = core.pace(c)
+      p.shortest, p.changed = min(p.shortest, waited), true
+    end
+    core.step_out(c, t)
+    core.start(c, t)
+    c.credit = max(0, c.credit - t.slots * 1e6)
+    core.tell(t, '1 ' .. t.id .. ' ' .. format('%d %d %d', t.epoch, t.grant, t.in_use))
+  end
+
+  -- Grant whatever may run, and drop those whose deadline had passed when their turn came.
+  function core.pump()
+    while pool.queued > 0 and pool.in_use < pool.limit and pool.paused == 0 and pool.moves > 0 do
+      local c = core.next_class()
+      if not c then
+        break
+      end
+      local t = c.head
+      if t.expires <= now then
+        core.evict(t, t.expires_as)
+      elseif not core.alive(t.process) then
+        core.evict(t, 'evicted-disconnect')
+      elseif pool.in_use > 0 and pool.in_use + t.slots > pool.limit then
+        break -- Nothing smaller overtakes a head that does not fit; one wider than the whole limit runs alone.
+      else
+        core.grant(c, t)
+      end
+      pool.moves = pool.moves - 1
+    end
+  end
+
+  -- The first of the lobby, in the line's order, for whose class there is room in the line.
+  function core.next_of_lobby()
+    local most = core.bounds().max_queue_size
+    if most > 0 and pool.queued >= most then
+      return nil
+    end
+    for rank = 0, pool.ranks - 1 do
+      local c = core.class(rank)
+      if c.lobby > 0 and not (c.max_queued and c.queued >= c.max_queued) then
+        return core.head_of_lobby(c)
+      end
+    end
+  end
+
+  -- Pump, and let the lobby move up.
+  function core.settle()
+    core.pump()
+    while pool.lobby > 0 and pool.moves > 0 do
+      local t = core.next_of_lobby()
+      if not t then
+        break
+      end
+      local c = core.class(t.rank)
+      core.leave_lobby(c, t)
+      core.enter(c, t)
+      core.tell(t, '4 ' .. t.id)
+      pool.moves = pool.moves - 1
+      core.pump()
+    end
+  end
+
+  -- ---------------------------------------------------------------- who has to wait or go
+
+  -- Take in a newcomer that cannot run at once for all the pool knows.
+  function core.queue(c, t, f, newest, may_wait)
+    -- The newcomer stands in line before the bounds are looked at: whoever can run at once is never refused for a full
+    -- line, and the bounds see the line as it will be.
+    core.enter(c, t)
+    -- Whoever waited before could not run, so without a free slot there is nothing to pump for.
+    core.pump()
+    if t.state == 'running' then
+      core.settle()
+      return core.present(t)
+    end
+    local reason = may_wait == '0' and 'rejected-busy' or core.find_room(c, t, f)
+    if reason then
+      local _, position = core.before(t)
+      core.leave_line(t)
+      f.newest = newest
+      core.settle()
+      return core.refusal(c, reason, position)
+    end
+    if pool.lobby > 0 and t.state == 'line' and core.overtakes_lobby(t) then
+      core.park(c, t)
+    end
+    t.position, t.predicted = core.place(t)
+    local p = core.pace(c)
+    t.correction = p.seen > 0 and p.correction or 0
+    core.settle()
+    -- Pushing someone out may have removed a wide head that had stopped the pump: then it runs after all.
+    return core.present(t, t.position, t.predicted)
+  end
+
+  -- The bounds of the line, as far as the rules say any.
+  function core.bounds()
+    local bounds = pool.bounds
+    if not bounds then
+      bounds = { max_queue_size = 0, max_lobby_size = 0 }
+      for name, value in string.gmatch(pool.rules[pool.first_rules - 2] or '', '(%S+)=(%S+)') do
+        bounds[name] = tonumber(value)
+      end
+      pool.bounds = bounds
+    end
+    return bounds
+  end
+
+  -- Enforce the bounds on a newcomer that stands in line; the reason to refuse it, or nil.
+  function core.find_room(c, t, f)
+    local bounds = core.bounds()
+    if bounds.max_queued_per_tenant and f.waiting > bounds.max_queued_per_tenant then
+      return 'rejected-tenant-full'
+    end
+    if bounds.refuse_hopeless and t.expires < INF then
+      local _, predicted = core.place(t)
+      if predicted and now + predicted > t.expires then
+        return 'rejected-hopeless'
+      end
+    end
+    local lowest
+    if c.max_queued and c.queued > c.max_queued then
+      lowest = c
+    elseif bounds.max_queue_size > 0 and pool.queued > bounds.max_queue_size then
+      lowest = core.contending()[#core.contending()]
+    else
+      return nil
+    end
+    local worst = core.at(lowest, lowest.from, lowest.to, true)
+    if worst.rank > t.rank then
+      core.evict(worst, 'evicted-priority')
+    elseif worst.rank == t.rank and t.start < worst.start and core.flow(c, worst.key).waiting > f.waiting then
+      core.evict(worst, 'evicted-fairness')
+    elseif bounds.block and pool.lobby < bounds.max_lobby_size then
+      core.park(c, t)
+    else
+      return 'rejected-queue-full'
+    end
+  end
+
+  -- Whether someone in the lobby stands before this newcomer, and could have the place it found in line.
+  function core.overtakes_lobby(t)
+    for rank = 0, t.rank do
+      local c = core.class(rank)
+      if c.lobby > 0 then
+        if rank == t.rank then
+          local first = core.head_of_lobby(c)
+          return first and first.start <= t.start
+        end
+        if not c.max_queued or c.queued < c.max_queued then
+          return true
+        end
+      end
+    end
+  end
+
+  function core.refusal(c, reason, position)
+    return { REFUSED, reason, position, core.rounded(core.newcomer_wait(c)) }
+  end
+
+  function core.withdraw(id, reason)
+    local t = core.live(id)
+    if not t then
+      return UNKNOWN
+    end
+    pool.subject = t
+    if t.state == 'running' then
+      core.finish(t, 0)
+      core.tell(t, '8 ' .. id)
+    else
+      core.evict(t, reason)
+    end
+    core.settle()
+    return DONE
+  end
+
+  -- Someone knows a fence from the future: the server has lost what came after, and would issue fences twice. A new epoch
+  -- begins.
+  function core.heard_of(epoch, grant)
+    if epoch > pool.epoch or epoch == pool.epoch and grant > pool.fence then
+      pool.epoch = max(pool.epoch + 1, epoch + 1, now)
+    end
+  end
+
+  -- Time has passed: evict who has waited too long, and start what a start rate held back.
+  function core.expire()
+    for _, found in ipairs(call('ZRANGEBYSCORE', DUE, '-inf', pool.time, 'LIMIT', '0', pool.moves)) do
+      local t = core.live(sub(found, 17))
+      if t and t.state ~= 'running' then
+        core.evict(t, t.expires_as)
+        pool.moves = pool.moves - 1
+      else
+        call('ZREM', DUE, found)
+      end
+    end
+    for _, c in ipairs(core.contending()) do
+      if c.codel_target then
+        core.shed(c)
+      end
+    end
+    if pool.closed == 1 then
+      core.drain()
+    end
+    core.settle()
+  end
+
+  -- Evict the too old of a class whose line is a standing one.
+  function core.shed(c)
+    local p = core.pace(c)
+    if now >= p.interval_end then
+      p.overloaded = p.shortest > c.codel_target and 1 or 0
+      p.shortest, p.interval_end, p.changed = INF, now + c.codel_interval, true
+    end
+    while p.overloaded == 1 and c.queued > 0 and pool.moves > 0 do
+      local t = core.oldest(c)
+      if now < t.arrival + 2 * c.codel_target then
+        break
+      end
+      core.evict(t, 'evicted-codel')
+      pool.moves = pool.moves - 1
+    end
+  end
+
+  -- When `expire` has something to do by time alone; -1 when nothing is due.
+  function core.next_event()
+    if pool.moves <= 0 then
+      return now
+    end
+    local due = tonumber(call('ZRANGE', DUE, '0', '0', 'WITHSCORES')[2] or INF)
+    for _, c in ipairs(core.contending()) do
+      if c.start_interval and not c.paused and pool.paused == 0 then
+        local start_due = core.pace(c).next_start - c.start_allowance
+        due = start_due > now and min(due, start_due) or due
+      end
+      if c.codel_target then
+        local p = core.pace(c)
+        due = min(due, p.interval_end)
+        if p.overloaded == 1 then
+          due = min(due, core.oldest(c).arrival + 2 * c.codel_target)
+        end
+      end
+    end
+    return due < INF and math.ceil(due) or -1
+  end
+
+  function core.never(number)
+    return number < INF and format('%.17g', number) or 'never'
+  end
+
+  -- Where the tag of a tenant that has left stands in `debt`.
+  function core.debt(c, f)
+    return format('%d:%016d:%s', c.rank, f.finish, sub(f.key, 3))
+  end
+
+  -- Forget the smallest debts of absent tenants.
+  function core.forgive(c, most)
+    local forgiven = call('ZRANGEBYLEX', DEBT, '[' .. c.rank .. ':', '(' .. c.rank .. ';', 'LIMIT', '0', most)
+    if #forgiven > 0 then
+      local keys = {}
+      for i, debt in ipairs(forgiven) do
+        keys[i] = c.rank .. sub(debt, 19)
+      end
+      core.write('HDEL', F, keys)
+      core.write('ZREM', DEBT, forgiven)
+    end
+    c.debts = c.debts - #forgiven
+  end
+end
+
 -- ------------------------------------------------------------------ what is rarely needed, made on demand
 
 local function rarely()
@@ -1117,7 +1142,7 @@ local function rarely()
     local lobby = call('ZLEXCOUNT', W, '[lobby' .. c.rank .. ':', '(lobby' .. c.rank .. ';')
     if queued ~= c.queued or lobby ~= c.lobby then
       pool.queued, pool.lobby = pool.queued + queued - c.queued, pool.lobby + lobby - c.lobby
-      c.queued, c.lobby, c.head, contenders = queued, lobby, nil, nil
+      c.queued, c.lobby, c.head, pool.contenders = queued, lobby, nil, nil
       if queued == 0 then
         core.emptied(c)
       end
@@ -1157,11 +1182,11 @@ local function rarely()
 
   -- Evict all who wait; of a long line a portion with every call.
   function core.drain()
-    for _, found in ipairs(call('ZRANGE', W, '0', moves - 1)) do
+    for _, found in ipairs(call('ZRANGE', W, '0', pool.moves - 1)) do
       local t = core.live(match(found, ':%d+:%d+:(.*)$'))
       if t then
         core.evict(t, 'evicted-draining')
-        moves = moves - 1
+        pool.moves = pool.moves - 1
       else
         call('ZREM', W, found)
         core.recount(core.class(tonumber(match(found, '^%l+(%d)'))))
@@ -1232,7 +1257,7 @@ local function rarely()
   function core.beat(ttl, digest)
     -- What this process believes to have, and what it has: as both stood before this call.
     if digest ~= '-' and tonumber(digest) ~= core.process(me).before then
-      resync = true
+      pool.resync = true
     end
     core.renew(now + tonumber(ttl))
     pool.beating = true
@@ -1258,7 +1283,7 @@ local function rarely()
     if not t then
       core.flush_tickets() -- In case it left during this very call.
       t = { id = id, process = sub(id, 1, 16), key = key, rank = c.rank, slots = tonumber(slots) }
-      tickets[id] = t
+      pool.tickets[id] = t
       t.start = core.arrive(c, core.flow(c, key), tonumber(charge))
     elseif t.state == 'lobby' then -- Its grant was lost.
       core.leave_lobby(c, t)
@@ -1479,6 +1504,12 @@ end
 
 setmetatable(core, {
   __index = function(_, name)
+    if not rawget(core, 'settle') then
+      waiting()
+      if rawget(core, name) then
+        return core[name]
+      end
+    end
     setmetatable(core, nil)
     rarely()
     return core[name]
@@ -1517,12 +1548,12 @@ do
     end
     if verb == 'offer' or verb == 'release' then
       local id = ARGV[i + 1]
-      if tickets[id] == nil then
-        tickets[id] = false
+      if pool.tickets[id] == nil then
+        pool.tickets[id] = false
         ids[#ids + 1] = id
       end
-      if verb == 'offer' and raw_flows[ARGV[i + 2]] == nil then
-        raw_flows[ARGV[i + 2]] = false
+      if verb == 'offer' and pool.read_ahead[ARGV[i + 2]] == nil then
+        pool.read_ahead[ARGV[i + 2]] = false
         keys[#keys + 1] = ARGV[i + 2]
       end
     end
@@ -1531,12 +1562,11 @@ do
 end
 
 do
-  local state = call('HMGET', ST, 'pool', 'audit')
-  local names = match(state[1] or '', '^in_use=(%S+) limit=(%S+) queued=(%S+) lobby=(%S+) running=(%S+) .*$') and state[1]
-  if names then
+  local stored = call('HMGET', ST, 'pool', 'audit')
+  if stored[1] then
     local in_use, limit, queued, lobby, running, paused, closed, time, epoch, fence, arrivals, ranks, version, reap_at =
       match(
-        names,
+        stored[1],
         '^in_use=(%S+) limit=(%S+) queued=(%S+) lobby=(%S+) running=(%S+) paused=(%S+) closed=(%S+) now=(%S+) epoch=(%S+) '
           .. 'fence=(%S+) arrivals=(%S+) ranks=(%S+) version=(%S+) reap_at=(%S+)$'
       )
@@ -1566,27 +1596,20 @@ do
 
   -- The rules come with every call, so a promoted empty replica knows them. The newest win, whoever calls.
   local version = tonumber(ARGV[6])
-  local lines = { unpack(ARGV, 7, first_op - 1) }
+  pool.rules, pool.first_rules, pool.known = ARGV, 9, first_op - 9
   if version > pool.version then
-    pool.version, pool.new_rules = version, table.concat(lines, '\n')
+    pool.version, pool.new_rules = version, table.concat(ARGV, '\n', 7, first_op - 1)
     pool.limit = tonumber(match(ARGV[7], '^limit=(%d+)'))
+    pool.ranks = max(pool.ranks, first_op - 9)
   elseif version < pool.version then
-    lines = {}
+    pool.rules, pool.first_rules = {}, 3
     for line in string.gmatch((call('HGET', ST, 'rules') or '') .. '\n', '([^\n]*)\n') do
-      lines[#lines + 1] = line
+      pool.rules[#pool.rules + 1] = line
     end
+    pool.known = #pool.rules - 2
   end
-  for name, value in string.gmatch(sub(lines[1] or '', 7), '(%S+)=(%S+)') do
-    pool[name] = tonumber(value)
-  end
-  pool.max_queue_size, pool.max_lobby_size = pool.max_queue_size or 0, pool.max_lobby_size or 0
-  pool.rules = {}
-  for i = 3, #lines do
-    pool.rules[i - 3] = lines[i]
-  end
-  pool.ranks = max(pool.ranks, #lines - 2)
-  if state[2] then
-    core.load_audit(state[2])
+  if stored[2] then
+    core.load_audit(stored[2])
   end
 end
 
@@ -1594,9 +1617,9 @@ if #ids > 0 then
   for i, record in ipairs(call('HMGET', D, unpack(ids))) do
     if record then
       local t = core.decode(ids[i], record)
-      tickets[ids[i]] = t
-      if raw_flows[t.key] == nil then
-        raw_flows[t.key] = false
+      pool.tickets[ids[i]] = t
+      if pool.read_ahead[t.key] == nil then
+        pool.read_ahead[t.key] = false
         keys[#keys + 1] = t.key
       end
     end
@@ -1604,7 +1627,7 @@ if #ids > 0 then
 end
 if #keys > 0 then
   for i, raw in ipairs(call('HMGET', F, unpack(keys))) do
-    raw_flows[keys[i]] = raw
+    pool.read_ahead[keys[i]] = raw
   end
 end
 
@@ -1614,7 +1637,7 @@ do
   if epoch > 0 then
     core.heard_of(epoch, tonumber(ARGV[5]))
     -- The caller knows another pool, or was taken for dead.
-    resync = epoch ~= pool.epoch or not mine.raw
+    pool.resync = epoch ~= pool.epoch or not mine.raw
   end
 end
 
@@ -1630,7 +1653,7 @@ do
   local i = first_op
   while i <= #ARGV do
     local verb = ARGV[i]
-    subject = nil
+    pool.subject = nil
     n = n + 1
     answers[n] = core[verb](unpack(ARGV, i + 1, i + ARITY[verb] - 1))
     i = i + ARITY[verb]
@@ -1649,17 +1672,17 @@ if pool.asked then
   end
 end
 core.flush_processes()
-local due = core.next_event()
+local due = pool.queued + pool.lobby > 0 and core.next_event() or -1
 core.flush_pool()
 if pool.audit then
   core.save_audit()
 end
 
-for name, lines in pairs(messages) do
+for name, lines in pairs(pool.messages) do
   call(ARGV[3], sub(ST, 1, -3) .. 'to:' .. name, table.concat(lines, '\n'))
 end
 
 return {
-  now, pool.epoch, pool.fence, pool.in_use, pool.limit, pool.queued, pool.lobby, due, resync and 1 or 0, pool.version,
-  repaired, answers, told,
+  now, pool.epoch, pool.fence, pool.in_use, pool.limit, pool.queued, pool.lobby, due, pool.resync and 1 or 0, pool.version,
+  repaired, answers, pool.told,
 }
