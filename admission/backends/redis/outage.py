@@ -71,24 +71,29 @@ class Standby:
 
     def release(self, now: float, claim: Claim, outcome: Outcome, actual_cost: float | None) -> None:
         """A claim that runs has ended, wherever it was granted."""
-        if claim.inner is not None:
-            self._pool.release(now, claim.inner, outcome, actual_cost, None)
-            return
         self._uncounted.pop(claim.id, None)
-        stand_in = self._stand_ins.pop(claim.id, None)
-        if stand_in is None:
+        room = self._stand_ins.pop(claim.id, None) if claim.inner is None else claim.inner
+        if room is None:
             return
         if self._uncounted:
             # Its room goes to one that has none yet, before anyone new is let in.
             other, _ = self._uncounted.popitem()
-            self._stand_ins[other] = stand_in
+            self._stand_ins[other] = room
+        elif claim.inner is None:
+            self._pool.release(now, room, Outcome.IGNORED, None, None)
         else:
-            self._pool.release(now, stand_in, Outcome.IGNORED, None, None)
+            self._pool.release(now, room, outcome, actual_cost, None)
 
     def withdraw(self, now: float, claim: Claim, reason: Reason) -> None:
         """A claim stops waiting."""
         if claim.inner is not None:
             self._pool.withdraw(now, claim.inner, reason)
+
+    def passes(self, now: float, claim: Claim) -> None:
+        """A claim that waits here was granted by the shared pool after all: from now on it holds that pool's slots."""
+        self.withdraw(now, claim, Reason.CANCELLED)
+        claim.inner = None
+        self.holds(now, [claim])
 
     def position(self, claim: Claim) -> int:
         """Position here."""
