@@ -318,6 +318,8 @@ class RedisBackend:
         kind = decision.kind
         if kind is Kind.GRANTED:
             if entry.state in WAITS:
+                if self._standby is not None:  # Granted before the outage began, and heard of only now.
+                    self._standby.passes(now, claim)
                 claim.fence = decision.fence
                 entry.in_flight = decision.in_use
                 self._run(claim, now)
