@@ -170,6 +170,10 @@ class Proxy:
         """End what `hold` began: what was held is delivered now, in order."""
         self._do(self._flowing.set)
 
+    def lead_to(self, server_port: int) -> None:
+        """Pass new connections on to that server; those there are stay where they are."""
+        self._do(lambda: setattr(self, "_server", (self._server[0], server_port)))
+
     def delay(self, seconds: float) -> None:
         """Deliver every reply and message that much later; 0 ends it."""
         self._do(lambda: setattr(self, "latency", seconds))
