@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from admission.backends.redis.commit import MOST_CALLS, MOST_OPERATIONS, Committer
+from admission.backends.redis.commit import MOST_CALLS, MOST_OPERATIONS, Committer, Heard
 from admission.backends.redis.exchange import Unreachable
 from admission.backends.redis.script import Op
 
@@ -120,3 +120,49 @@ async def test_a_failed_batch_goes_again_before_all_else() -> None:
     await commit.drain()
     assert server.batches == [["offer 1"], ["offer 1", "offer 2"]]
     assert heard == ["offer 1", "offer 2"]
+
+
+async def test_what_was_said_last_is_done_last() -> None:
+    """An operation that is asked for again before it left stands where it was said last, not first."""
+    server = Server()
+    server.open.set()
+    commit = committer(server)
+    for op in ("pause", "resume", "pause"):
+        commit.send(op)
+    await commit.drain()
+    assert server.batches == [["resume", "pause"]]
+
+
+async def test_everyone_who_asks_the_same_is_told() -> None:
+    """Before it left, and when a failed batch goes again together with the next one."""
+    server = Server(failing=1)
+    server.open.set()
+    commit, heard = committer(server), []
+
+    def listener(name: str) -> Heard:
+        return lambda answer: heard.append(name)
+
+    commit.send("look", listener("first"))
+    commit.send("look", listener("second"))
+    await commit.drain()
+    commit.send("look", listener("third"))
+    commit.resume()
+    await commit.drain()
+    assert server.batches == [["look"], ["look"]]
+    assert heard == ["first", "second", "third"]
+
+
+async def test_a_listener_that_fails_keeps_nobody_else_from_hearing(caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged."""
+    server = Server()
+    server.open.set()
+    commit, heard = committer(server), []
+
+    def fails(answer: object) -> None:
+        raise ValueError("no")
+
+    commit.send("offer 1", fails)
+    commit.send("offer 2", heard.append)  # type: ignore[arg-type]
+    await commit.drain()
+    assert heard == ["offer 2"]
+    assert "failed on what the shared pool answered" in caplog.text

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import TypeVar
 
 from admission.backends.redis.exchange import Unreachable
 from admission.backends.redis.script import Answer, Op, Reply
@@ -18,6 +19,8 @@ from admission.backends.redis.script import Answer, Op, Reply
 __all__ = ["MOST_CALLS", "MOST_OPERATIONS", "CommitStatistics", "Committer", "Heard"]
 
 logger = logging.getLogger("admission.redis")
+
+T = TypeVar("T")
 
 MOST_OPERATIONS = 256
 """Operations one call carries: the script blocks its server meanwhile."""
@@ -74,7 +77,10 @@ class Committer:
 
     def send(self, op: Op, heard: Heard | None = None, *, first: bool = False) -> None:
         """Have *op* done with the next call, and *heard* told its answer."""
-        (self._first if first else self._then)[op] = heard
+        line = self._first if first else self._then
+        if op in line:  # Said twice before it left, like two looks, or pause, resume and pause: the last word counts.
+            heard = _both(line.pop(op), heard)
+        line[op] = heard
         if not self._due and not self._held_up and self._calls < MOST_CALLS:
             # Not at once: what this iteration of the loop has to say goes together.
             self._due = True
@@ -133,7 +139,7 @@ class Committer:
     def _next_batch(self) -> dict[Op, Heard | None]:
         """The oldest operations, those that free capacity first."""
         if len(self._first) + len(self._then) <= MOST_OPERATIONS:
-            batch = {**self._first, **self._then}
+            batch = _joined(self._first, self._then)
             self.clear()
             return batch
         batch = dict(islice(self._first.items(), MOST_OPERATIONS))
@@ -150,7 +156,7 @@ class Committer:
         except Exception as error:
             if not isinstance(error, Unreachable):
                 logger.exception("a call to the shared pool failed in a way that should not happen")
-            self._first = {**batch, **self._first}
+            self._first = _joined(batch, self._first)
             self._held_up = True
             asyncio.get_running_loop().call_later(RETRY_AFTER, self.resume)
             return
@@ -158,7 +164,36 @@ class Committer:
             self._calls -= 1
         # The next batch first: it travels while the answers are told.
         self._flush()
-        self._replied(reply)
+        _tell(self._replied, reply)
         for heard, answer in zip(batch.values(), reply.answers, strict=True):
             if heard is not None:
-                heard(answer)
+                _tell(heard, answer)
+
+
+def _tell(heard: Callable[[T], None], news: T) -> None:
+    """Call it; what it raises must not keep the others from hearing."""
+    try:
+        heard(news)
+    except Exception:
+        logger.exception("%r failed on what the shared pool answered", heard)
+
+
+def _both(one: Heard | None, other: Heard | None) -> Heard | None:
+    if one is None or other is None:
+        return one or other
+
+    def heard(answer: Answer) -> None:
+        _tell(one, answer)
+        _tell(other, answer)
+
+    return heard
+
+
+def _joined(before: dict[Op, Heard | None], after: dict[Op, Heard | None]) -> dict[Op, Heard | None]:
+    """All of them in order; what stands in both comes as late as it was said last, and both hear the answer."""
+    joined = {**before, **after}
+    if len(joined) < len(before) + len(after):
+        joined = {op: heard for op, heard in before.items() if op not in after}
+        for op, heard in after.items():
+            joined[op] = _both(before.get(op), heard)
+    return joined
