@@ -136,21 +136,30 @@ async def _nothing() -> None:
 
 
 async def hand_over(limiter: Limiter, order: Order) -> dict[str, Any]:
-    """Take the only slot and give it back, in turns with another process: when it was got, and when given."""
+    """Take the only slot and give it back, in turns with another process: when it was got, and when given.
+
+    Between the two, after a rest (*hold*) and before another, a bare round trip is timed for comparison (`bare`, in seconds).
+    """
+    client: Any = redis.asyncio.from_url(order["url"])
+    sha = await client.script_load(CEILING_SCRIPT)
     await limiter.open()
     await ready()
-    got, given = [], []
+    got, bare, given = [], [], []
     for _ in range(order["count"]):
         slot = await limiter.acquire(0)
         got.append(time.monotonic())
-        if order["hold"]:
-            await asyncio.sleep(order["hold"])
+        await asyncio.sleep(order["hold"])
+        asked = time.monotonic()
+        await client.evalsha(sha, len(CEILING_KEYS), *CEILING_KEYS, *CEILING_ARGUMENTS)
+        bare.append(time.monotonic() - asked)
+        await asyncio.sleep(order["hold"])
         given.append(time.monotonic())
         await limiter.release(slot)
-        if order["pause"]:
+        if order["pause"]:  # Else the release and the next offer leave in one call.
             await asyncio.sleep(order["pause"])
     await limiter.close()
-    return {"got": got, "given": given}
+    await client.aclose()
+    return {"got": got, "bare": bare, "given": given}
 
 
 async def crowd(limiter: Limiter, order: Order) -> dict[str, Any]:
