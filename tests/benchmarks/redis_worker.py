@@ -138,7 +138,7 @@ async def _nothing() -> None:
 async def hand_over(limiter: Limiter, order: Order) -> dict[str, Any]:
     """Take the only slot and give it back, in turns with another process: when it was got, and when given.
 
-    Between the two, after a rest (*hold*) and before another, a bare round trip is timed for comparison (`bare`, in seconds).
+    Between the two, after a rest (*hold*) and before another, a bare round trip is timed (`bare`, in seconds).
     """
     client: Any = redis.asyncio.from_url(order["url"])
     sha = await client.script_load(CEILING_SCRIPT)
