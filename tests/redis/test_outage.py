@@ -32,7 +32,7 @@ class Alone:
 
     def __init__(self) -> None:
         self.granted: list[str] = []
-        self.standby = Standby(RULES, 2, running_loop(), None, self.decided)
+        self.standby = Standby(RULES, 2, running_loop(), None, self.decided, self.entered)
         self._claims = 0
 
     def claim(self) -> Claim:
@@ -52,6 +52,10 @@ class Alone:
     def ends(self, claim: Claim) -> None:
         """It gives its slot back."""
         self.standby.release(0.0, claim, Outcome.SUCCESS, None)
+
+    def entered(self, claim: Claim) -> None:
+        """There is no lobby."""
+        raise AssertionError(claim)
 
     def decided(self, claim: Claim) -> None:
         """A waiter was told."""

@@ -87,8 +87,8 @@ class RedisBackend:
         self._event_timer: Timer | None = None
         self._event_due = math.inf
         self._pulse_timer: Timer | None = None
-        self._early: list[Op] = []
-        """What was asked for before there was a loop."""
+        self._wishes: dict[str, Op] = {}
+        """How the pool shall be steered, by what it is about: the last word on each that it has not confirmed."""
 
     def adopt(self, pool: object) -> None:
         """Put *pool* on every entry."""
@@ -126,9 +126,8 @@ class RedisBackend:
             )
             self._lease.start()
             self._pulse()
-            for op in self._early:
-                self._commit.send(op)
-            self._early.clear()
+            for subject in self._wishes:
+                self._say(subject)
         return self._commit
 
     def _server_url(self) -> str:
@@ -145,9 +144,7 @@ class RedisBackend:
         link, lease, commit = self._link, self._lease, self._commit
         if link is None or lease is None or commit is None or self._loop is None:
             return
-        for claim in self._claims.waiters():
-            self._leave(claim, Reason.EVICTED_DRAINING, self._loop.now())
-            _tell(claim.entry)
+        self._dismiss(self._loop.now())
         await lease.close()  # Before the goodbye, after which it must not be renewed.
         if not self._cut_off:
             commit.send(script.leave(), self._left)
@@ -156,8 +153,12 @@ class RedisBackend:
                     await commit.drain()
             except TimeoutError:
                 logger.warning("pool %r did not hear this process's goodbye in time", self._rules.name)
+        self._dismiss(self._loop.now())  # Who has come meanwhile.
+        listening = self._listening
         self._abandon()
         await link.close()
+        if listening is not None:
+            await asyncio.wait([listening])
         if self._embedded is not None:
             self._embedded.close()
             self._embedded = None
@@ -185,13 +186,18 @@ class RedisBackend:
     def close(self, now: float) -> None:
         """Drain this process: its waiters are evicted, its newcomers refused. The other processes go on."""
         self._closed = True
-        for claim in self._claims.waiters():
-            self._leave(claim, Reason.EVICTED_DRAINING, now)
-            _tell(claim.entry)
+        self._dismiss(now)
 
     def reopen(self) -> None:
         """Take newcomers in again."""
         self._closed = False
+
+    def _dismiss(self, now: float) -> None:
+        """Evict the waiters of this process."""
+        for claim in self._claims.waiters():
+            if claim.entry.state in WAITS:  # What one of them does about it may end another's wait.
+                self._leave(claim, Reason.EVICTED_DRAINING, now)
+                _tell(claim.entry)
 
     # ------------------------------------------------------------------ what callers do
 
@@ -265,12 +271,13 @@ class RedisBackend:
         self._claims.ends(claim, ran, outcome)
         if self._standby is not None:
             self._standby.release(now, claim, outcome, actual_cost)
-        elif self._commit is not None and not self._cut_off and self._shares(claim):
+        elif self._commit is not None and not self._cut_off and self._shares(claim) and self._runs():
             if claim.fence is None:  # Let in during an outage, and the pool has not confirmed it yet.
                 self._commit.send(script.withdraw(claim.id, Reason.CANCELLED))
             else:
                 difference = 0 if actual_cost is None else entry.flow.charge(actual_cost) - entry.charge
-                self._commit.send(script.release(claim.id, claim.fence, difference), self._released, first=True)
+                released = partial(self._released, claim.id)
+                self._commit.send(script.release(claim.id, claim.fence, difference), released, first=True)
         if not isinstance(self._limit, FixedLimit):
             self._learn(now, entry, outcome, ran if rtt is None else rtt)
 
@@ -284,19 +291,50 @@ class RedisBackend:
     def resize(self, now: float, limit: Limit) -> None:
         """For every process."""
         self._limit = limit
-        self._send(script.resize(limit.slots))
+        self._steer("limit", script.resize(limit.slots))
 
     def pause(self, now: float, rank: int | None) -> None:
         """For every process."""
-        self._send(script.pause(rank))
+        if self._standby is not None:
+            self._standby.pause(now, rank)
+        self._steer(f"pause {rank}", script.pause(rank))
 
     def resume(self, now: float, rank: int | None) -> None:
         """For every process."""
-        self._send(script.resume(rank))
+        if self._standby is not None:
+            self._standby.resume(now, rank)
+        self._steer(f"pause {rank}", script.resume(rank))
 
-    def _released(self, answer: Answer) -> None:
-        if isinstance(answer, Decision) and answer.kind is not Kind.DONE:
+    def _steer(self, subject: str, op: Op) -> None:
+        """Have the pool changed. One word on a subject is under way at a time, so the last one is also done last."""
+        said = subject in self._wishes
+        self._wishes[subject] = op
+        if self._loop is None:
+            return  # Said as soon as there is a connection.
+        if self._commit is None:
+            self._connect()
+        elif not said:
+            self._say(subject)
+
+    def _say(self, subject: str) -> None:
+        if self._commit is not None and not self._cut_off:
+            op = self._wishes[subject]
+            self._commit.send(op, partial(self._steered, subject, op))
+
+    def _steered(self, subject: str, said: Op, answer: Answer) -> None:
+        wish = self._wishes.get(subject)
+        if wish == said:
+            del self._wishes[subject]
+            self._look()
+        elif wish is not None:
+            self._say(subject)
+
+    def _released(self, id: str, answer: Answer) -> None:
+        assert isinstance(answer, Decision)
+        if answer.kind is not Kind.DONE:
             self._stale += 1  # The slots had gone to others meanwhile.
+        if answer.kind is Kind.STALE:  # It was held anew, under a fence not heard of yet.
+            self._send(script.withdraw(id, Reason.CANCELLED))
 
     # ------------------------------------------------------------------ what becomes of a claim
 
@@ -304,12 +342,11 @@ class RedisBackend:
         """The answer to an offer, or to `hold`."""
         assert isinstance(answer, Decision)
         claim.answered = True
-        if claim.left is not None:
-            # Its caller gave up while the offer was under way.
-            if answer.kind is not Kind.REFUSED:
-                self._send(script.withdraw(claim.id, claim.left))
-            return
-        self._decide(claim, answer)
+        if claim.id in self._claims.by_id:
+            self._decide(claim, answer)
+        elif answer.kind is not Kind.REFUSED:
+            # Its caller gave up while the offer was under way, or its end has overtaken what was told anew.
+            self._send(script.withdraw(claim.id, claim.left or Reason.CANCELLED))
 
     def _decide(self, claim: Claim, decision: Decision) -> None:
         """The pool says what became of a ticket. It may say so twice, and late."""
@@ -335,9 +372,11 @@ class RedisBackend:
             assert decision.reason is not None
             self._view.heard_wait(entry.rank, decision.predicted)
             entry.position = decision.position
+            if self._standby is not None:
+                self._standby.withdraw(now, claim, decision.reason)
             self._end_wait(claim, decision.reason)
             _tell(entry)
-        else:
+        elif self._standby is None:
             self._stands(claim, decision, now)
 
     def _stands(self, claim: Claim, decision: Decision, now: float) -> None:
@@ -370,11 +409,9 @@ class RedisBackend:
         self._end_wait(claim, reason)
         if self._standby is not None:
             self._standby.withdraw(now, claim, reason)
-        elif self._commit is None or claim.op is None or self._commit.unsend(claim.op):
-            return  # The pool never heard of it.
         elif claim.answered:
             self._send(script.withdraw(claim.id, reason))
-        else:
+        elif self._commit is not None and claim.op is not None and not self._commit.unsend(claim.op):
             claim.left = reason
 
     def _heard(self, message: bytes) -> None:
@@ -419,15 +456,15 @@ class RedisBackend:
 
     def _send(self, op: Op) -> None:
         """Have *op* done, unless the server cannot be reached: then the resync makes up for it."""
-        if self._loop is None:
-            self._early.append(op)
-        elif not self._cut_off:
+        if not self._cut_off:
             self._connect().send(op)
 
     def _beat_call(self) -> Call:
         """What the lease's thread sends, and a probe."""
         beat = script.beat(round(self._site.lease * 1e6), None)
-        return Call(self._script, *self._script.call(self._shared, self.process, [beat], seen=self._seen))
+        sharded = self._link is not None and self._link.sharded
+        call = self._script.call(self._shared, self.process, [beat], sharded=sharded, seen=self._seen)
+        return Call(self._script, *call)
 
     def _beaten(self, answer: object) -> None:
         """The answer to the lease's thread."""
@@ -501,16 +538,25 @@ class RedisBackend:
         assert self._loop is not None
         assert self._commit is not None
         self._cut_off = True
-        self._commit.clear()
+        self._commit.suspend()
         if self._site.on_outage != "closed":
             share = max(1, self._view.limit // max(1, self._view.processes))
             slots = share if self._site.on_outage == "degrade" else NO_LIMIT
-            self._standby = Standby(self._rules, slots, self._loop, self._pool, self._decided_alone)
+            self._standby = Standby(
+                self._rules, slots, self._loop, self._pool, self._decided_alone, self._entered_alone
+            )
+            for rank in self._view.paused:
+                self._standby.pause(now, rank)
             self._standby.holds(now, self._claims.runners())
         for claim in self._claims.waiters():
-            self._stand_by(claim, now)
-            if claim.entry.state not in WAITS:
-                _tell(claim.entry)
+            entry = claim.entry
+            was = entry.state
+            if was in WAITS:  # What one of them does when it is told may end another's wait.
+                self._stand_by(claim, now)
+                if entry.state not in WAITS:
+                    _tell(entry)
+                elif was is not WAITING and entry.state is WAITING and entry.waiter is not None:
+                    entry.waiter.entered(entry)
 
     def _stand_by(self, claim: Claim, now: float) -> None:
         """Take a waiter or newcomer into the pool of the outage."""
@@ -524,6 +570,13 @@ class RedisBackend:
         if entry.state is ASKED:
             entry.position, entry.predicted = inner.position, inner.predicted
         entry.state = inner.state
+
+    def _entered_alone(self, claim: Claim) -> None:
+        entry = claim.entry
+        if entry.state is LOBBY:
+            entry.state = WAITING
+            if entry.waiter is not None:
+                entry.waiter.entered(entry)
 
     def _decided_alone(self, claim: Claim) -> None:
         assert self._loop is not None
@@ -551,6 +604,8 @@ class RedisBackend:
         for claim in self._claims.waiters():
             claim.op = None
         self._resync()
+        for subject in self._wishes:
+            self._say(subject)
         self._connect().resume()
 
     # ------------------------------------------------------------------ time
@@ -725,11 +780,15 @@ class RedisBackend:
         """Whether the pool counts it as this process's; what ran when `stop` said goodbye does not."""
         return claim.id.startswith(self.process)
 
+    def _runs(self) -> bool:
+        """Whether the loop goes on: else there is no one to tell the pool, and the end of the lease will."""
+        return self._loop is not None and self._loop.is_running()
+
     def _learn(self, now: float, entry: Entry, outcome: Outcome, rtt: float) -> None:
         """Every process learns from its own requests, and what the eldest has learnt holds for all."""
         self._limit.observe(Sample(rtt=rtt, in_flight=entry.in_flight, outcome=outcome, now=now))
         if self._limit.slots != self._view.limit and self._view.elected == self.process:
-            self._send(script.resize(self._limit.slots))
+            self._steer("limit", script.resize(self._limit.slots))
 
 
 def _refuse(entry: Entry, reason: Reason) -> None:

@@ -72,6 +72,8 @@ class Committer:
         """Under way."""
         self._due = False
         self._held_up = False
+        """A call has failed and is about to be made again, or it is suspended."""
+        self._suspended = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._made = self._sent = self._largest = 0
 
@@ -94,14 +96,14 @@ class Committer:
             return False
         return True
 
-    def clear(self) -> None:
-        """Forget what was not sent: the other side is gone, and what matters will be told anew."""
-        self._first.clear()
-        self._then.clear()
+    def suspend(self) -> None:
+        """The other side is gone: forget what it has not answered, and send nothing until `resume`."""
+        self._suspended = self._held_up = True
+        self._clear()
 
     def resume(self) -> None:
         """The other side is back: send what has gathered."""
-        self._held_up = False
+        self._suspended = self._held_up = False
         self._flush()
 
     async def drain(self) -> None:
@@ -113,8 +115,7 @@ class Committer:
 
     def cancel(self) -> None:
         """Send nothing more."""
-        self._held_up = True
-        self.clear()
+        self.suspend()
         for task in self._tasks:
             task.cancel()
 
@@ -140,15 +141,23 @@ class Committer:
         """The oldest operations, those that free capacity first."""
         if len(self._first) + len(self._then) <= MOST_OPERATIONS:
             batch = _joined(self._first, self._then)
-            self.clear()
+            self._clear()
             return batch
         batch = dict(islice(self._first.items(), MOST_OPERATIONS))
         for op in batch:
             del self._first[op]
         more = list(islice(self._then, MOST_OPERATIONS - len(batch)))
         for op in more:
-            batch[op] = self._then.pop(op)
+            batch[op] = _both(batch.get(op), self._then.pop(op))
         return batch
+
+    def _clear(self) -> None:
+        self._first.clear()
+        self._then.clear()
+
+    def _try_again(self) -> None:
+        if not self._suspended:
+            self.resume()
 
     async def _commit(self, batch: dict[Op, Heard | None]) -> None:
         try:
@@ -156,9 +165,10 @@ class Committer:
         except Exception as error:
             if not isinstance(error, Unreachable):
                 logger.exception("a call to the shared pool failed in a way that should not happen")
-            self._first = _joined(batch, self._first)
-            self._held_up = True
-            asyncio.get_running_loop().call_later(RETRY_AFTER, self.resume)
+            if not self._suspended:
+                self._first = _joined(batch, self._first)
+                self._held_up = True
+                asyncio.get_running_loop().call_later(RETRY_AFTER, self._try_again)
             return
         finally:
             self._calls -= 1

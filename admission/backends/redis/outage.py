@@ -28,15 +28,23 @@ class Standby:
     Args:
         slots: Its limit.
         decided: Told when a waiter here was granted or refused; its `inner` says which.
+        entered: Told when a waiter here moved from the lobby into the line.
     """
 
     def __init__(
-        self, rules: PoolRules, slots: int, loop: Loop, pool: object, decided: Callable[[Claim], None]
+        self,
+        rules: PoolRules,
+        slots: int,
+        loop: Loop,
+        pool: object,
+        decided: Callable[[Claim], None],
+        entered: Callable[[Claim], None],
     ) -> None:
         self._pool = MemoryBackend.of(replace(rules, limit=FixedLimit(slots)))
         self._pool.adopt(pool)
         self._pool.start(loop)
         self._decided = decided
+        self._entered = entered
         self._stand_ins: dict[str, Entry] = {}
         """What shared permits take up here, by id of their claims."""
         self._uncounted: dict[str, Claim] = {}
@@ -65,7 +73,7 @@ class Standby:
             expires=entry.expires,
             expires_as=entry.expires_as,
             may_wait=claim.may_wait,
-            waiter=_Mirror(claim, self._decided),
+            waiter=_Mirror(claim, self._decided, self._entered),
         )
         return inner
 
@@ -94,6 +102,14 @@ class Standby:
         self.withdraw(now, claim, Reason.CANCELLED)
         claim.inner = None
         self.holds(now, [claim])
+
+    def pause(self, now: float, rank: int | None) -> None:
+        """Start nothing more, of one class or of all."""
+        self._pool.pause(now, rank)
+
+    def resume(self, now: float, rank: int | None) -> None:
+        """Take a pause back."""
+        self._pool.resume(now, rank)
 
     def position(self, claim: Claim) -> int:
         """Position here."""
@@ -132,14 +148,17 @@ class Standby:
 class _Mirror:
     """Passes on what becomes of a claim's inner entry."""
 
-    __slots__ = ("_claim", "_decided")
+    __slots__ = ("_claim", "_decided", "_entered")
 
-    def __init__(self, claim: Claim, decided: Callable[[Claim], None]) -> None:
+    def __init__(self, claim: Claim, decided: Callable[[Claim], None], entered: Callable[[Claim], None]) -> None:
         self._claim = claim
         self._decided = decided
+        self._entered = entered
 
     def entered(self, entry: Entry) -> None:
-        """From the lobby into the line: all the same."""
+        """From the lobby into the line."""
+        if self._claim.inner is entry:
+            self._entered(self._claim)
 
     def decided(self, entry: Entry) -> None:
         """Granted or refused."""

@@ -32,6 +32,15 @@ class View:
         """The process whose adaptive limit holds for all: the eldest."""
         return None if self._look is None else _eldest(self._look.processes)
 
+    @property
+    def paused(self) -> list[int | None]:
+        """What is paused: classes by rank, None for the whole pool."""
+        if self._look is None:
+            return []
+        whole: list[int | None] = [None] if self._look.paused else []
+        known = self._look.classes[: len(self._rules.classes)]
+        return whole + [rank for rank, found in enumerate(known) if found.paused]
+
     def heard(self, reply: Reply) -> None:
         """Every reply says a little."""
         self.limit = reply.limit
