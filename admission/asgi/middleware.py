@@ -276,6 +276,10 @@ class QoSAdmission:
                 self._close()
                 if self._owned:
                     await self.controller.aclose()
+            elif self._owned:
+                # A shared pool counts this process from its start: its share in an outage goes by how many there are.
+                self.controller.bind()
+                await self.controller.refresh()
             return message
 
         await self.app(scope, overheard, send)

@@ -64,14 +64,23 @@ class _Served:
             self._begun = True
             serve_metrics(self._settings, self._middleware, tries=self._processes)
 
+        await self._middleware(scope, self._overheard(receive) if scope["type"] == "lifespan" else receive, send)
+
+    def _overheard(self, receive: Callable[[], Awaitable[MutableMapping[str, Any]]]) -> Callable[[], Awaitable[Any]]:
+        """The server's messages of start and end, on which a shared pool is joined and left."""
+        controller = self._middleware.controller
+
         async def overheard() -> MutableMapping[str, Any]:
-            message: MutableMapping[str, Any] = await receive()
+            message = await receive()
             if message["type"] == "lifespan.shutdown":
                 # The last request has ended. Without a goodbye the others would wait for the lease to run out.
-                await self._middleware.controller.aclose()
+                await controller.aclose()
+            else:
+                controller.bind()
+                await controller.refresh()
             return message
 
-        await self._middleware(scope, overheard if scope["type"] == "lifespan" else receive, send)
+        return overheard
 
 
 def find_app(name: str) -> Callable[..., Any]:

@@ -194,3 +194,33 @@ async def test_comments_in_a_stream_tell_the_place_of_now(pool: Faraway) -> None
         await anyio.sleep(2.5)
         pool.grant(pool.asked[0])
     assert visitor.answer.startswith(b": queue position=4\n\n: queue position=2\n\n")
+
+
+async def test_a_process_is_of_the_pool_from_its_start_to_its_end(
+    pool: Faraway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It joins before the first request and says goodbye after the last, unless the controller is another's."""
+    monkeypatch.setattr("admission.asgi.middleware.shared_pool", lambda options: pool)
+    told: list[tuple[str, int, bool]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for _ in range(2):
+            message = await receive()
+            told.append((message["type"], len(pool.refreshed), pool.stopped))
+
+    async def live(middleware: QoSAdmission) -> None:
+        messages = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
+
+        async def receive() -> dict[str, str]:
+            return next(messages)
+
+        await middleware({"type": "lifespan", "asgi": {"version": "3.0"}}, receive, receive)
+
+    await live(behind(pool, app))
+    await live(QoSAdmission(app, max_concurrency=1))
+    assert told == [
+        ("lifespan.startup", 0, False),
+        ("lifespan.shutdown", 0, False),
+        ("lifespan.startup", 1, False),
+        ("lifespan.shutdown", 1, True),
+    ]

@@ -167,13 +167,11 @@ def test_processes_of_one_server_share_one_limit(start: Any, gate: Gate, redis_u
     shared = ("--redis", redis_url, "--redis-namespace", namespace)
     with start("--processes", "2", "--workers", "1", *shared) as web:
         assert web.server.wait_for(rf"2 processes share pool 'default' in .*, namespace '{namespace}'\.")
+        # Both are of the pool before the first request.
+        wait_until(lambda: len(web.status()["processes"]) == 2, tries=300)
         pids: set[str] = set()
         wait_until(lambda: pids.update(answer.text for answer in web.burst("/health")) or len(pids) == 2, tries=300)
 
-        def both() -> bool:
-            return any(len(answer.json()["pool"]["processes"]) == 2 for answer in web.burst("/-/admission/status"))
-
-        wait_until(both, tries=300)
         for _ in range(20):
             answers = [web.get(f"/{number}") for number in range(10)]
             for left in reversed(range(10)):
@@ -297,11 +295,7 @@ def test_an_embedded_server_is_shared_by_the_processes(start: Any, gate: Gate) -
         tempfile.TemporaryDirectory(prefix="adm-") as state,
         start("--processes", "2", "--workers", "1", "--redis", "embedded", XDG_STATE_HOME=state) as web,
     ):
-
-        def both() -> bool:
-            return any(len(answer.json()["pool"]["processes"]) == 2 for answer in web.burst("/-/admission/status"))
-
-        wait_until(both, tries=300)
+        wait_until(lambda: len(web.status()["processes"]) == 2, tries=300)
         answers = [web.get(f"/{number}") for number in range(6)]
         for left in reversed(range(6)):
             one = gate.wait_for_one()
