@@ -35,20 +35,40 @@ class Announcer:
             assert isinstance(entry.waiter, _Announced)
             entry.waiter.asked = True
             return
-        ticket = self._controller.ticket_of(entry)
-        if entry.state is RUNNING:
-            self._tell(Granted(ticket=ticket, waited=0.0))
-        elif entry.state is REFUSED:
-            self._tell(Rejected(ticket=ticket, reason=entry.reason))
-        else:
-            self._tell(Queued(ticket=ticket, position=entry.position, predicted_wait=entry.predicted))
+        self._answered(entry)
 
-    def decided(self, entry: Entry) -> None:
-        """A waiter was granted or evicted."""
+    def entered(self, entry: Entry) -> None:
+        """A newcomer that was asked for stands in line."""
+        ticket = self._controller.ticket_of(entry)
+        self._tell(Queued(ticket=ticket, position=entry.position, predicted_wait=entry.predicted))
+
+    def withdrawn(self, entry: Entry) -> None:
+        """A waiter gave its place up."""
+        self.decided(entry, asked=isinstance(entry.waiter, _Announced) and entry.waiter.asks_no_more())
+
+    def decided(self, entry: Entry, *, asked: bool = False) -> None:
+        """A waiter was granted or evicted; or one of which nothing has been told yet, because it was *asked* for."""
+        if asked:
+            if entry.position == 0 or (entry.state is REFUSED and entry.reason.rejects):
+                self._answered(entry)
+                return
+            self.entered(entry)  # It has stood in the lobby since: of that no waiter hears.
         ticket = self._controller.ticket_of(entry)
         if entry.state is RUNNING:
             self._tell(Granted(ticket=ticket, waited=ticket.waited))
         else:
+            self._tell(Evicted(ticket=ticket, reason=entry.reason, waited=ticket.waited))
+
+    def _answered(self, entry: Entry) -> None:
+        """What became of a newcomer."""
+        if entry.state is RUNNING:
+            self._tell(Granted(ticket=self._controller.ticket_of(entry), waited=0.0))
+        elif entry.state is not REFUSED:
+            self.entered(entry)
+        elif entry.reason.rejects:
+            self._tell(Rejected(ticket=self._controller.ticket_of(entry), reason=entry.reason))
+        else:  # It was asked for, and given up before there was an answer.
+            ticket = self._controller.ticket_of(entry)
             self._tell(Evicted(ticket=ticket, reason=entry.reason, waited=ticket.waited))
 
     @contextmanager
@@ -107,20 +127,21 @@ class _Announced:
         self.asked = False
         """Nothing is known yet of what became of the newcomer."""
 
+    def asks_no_more(self) -> bool:
+        """Whether nothing was known until now of what became of the newcomer."""
+        asked, self.asked = self.asked, False
+        return asked
+
     def entered(self, entry: Entry) -> None:
         """Pass it on."""
         if self._waiter is not None:
             self._waiter.entered(entry)
-        if self.asked:
-            self.asked = False
-            self._announcer.offered(entry)
+        if self.asks_no_more():
+            self._announcer.entered(entry)
 
     def decided(self, entry: Entry) -> None:
         """Pass it on, then tell."""
+        asked = self.asks_no_more()
         if self._waiter is not None:
             self._waiter.decided(entry)
-        if self.asked:
-            self.asked = False
-            self._announcer.offered(entry)
-        else:
-            self._announcer.decided(entry)
+        self._announcer.decided(entry, asked=asked)

@@ -17,7 +17,7 @@ from admission.announcer import Announcer
 from admission.backends.base import Backend, PoolRules, PoolSite, State, Waiter
 from admission.backends.memory import MemoryBackend
 from admission.backends.redis import RedisPool
-from admission.errors import NotRunning, Refusal, refusal
+from admission.errors import AdmissionError, NotRunning, Refusal, refusal
 from admission.events import Observer
 from admission.line import DONE, REFUSED, RUNNING, Entry
 from admission.permit import Permit, held_entry
@@ -210,7 +210,15 @@ class AdmissionController:
         slots: int = 1,
         cost: float | None = None,
     ) -> Permit:
-        """A `Permit` at this instant, or `Rejected`. Never waits. Arguments and errors as `acquire`."""
+        """A `Permit` at this instant, or `Rejected`. Never waits. Arguments and errors as `acquire`.
+
+        Raises:
+            AdmissionError: The pool is shared, and cannot answer without a wait: `await acquire(max_wait=0)`.
+        """
+        if self._backend.answers_later:
+            raise AdmissionError(
+                f"pool {self.name!r} is shared with other processes, and answers later: use `await acquire(max_wait=0)`"
+            )
         rank = self.rank_of(priority)
         outer = held_entry(self.name)
         if outer is not None:
@@ -350,7 +358,7 @@ class AdmissionController:
         if entry.id is not None and entry.state is not State.RUNNING:
             self._by_id.pop(entry.id, None)
         if self._announcer is not None and was in _WAITS:
-            self._announcer.decided(entry)
+            self._announcer.withdrawn(entry)
         if self._idle:
             self._wake_idle()
 
@@ -620,9 +628,9 @@ class AdmissionController:
                 f"use and {self._backend.waiting} tickets wait; use one controller per loop, or `controller.sync()` "
                 "from threads"
             )
+        self._backend.start(new)  # May refuse a loop.
         self._loop = new
         self.now = new.now
-        self._backend.start(new)
         return new
 
     def _start_and_tell(self, now: float, rank: int, tenant: str, slots: int, cost: float) -> Entry | None:

@@ -43,6 +43,8 @@ class SyncController:
         if loop is None or not loop.is_running():
             portal = self._stack.enter_context(start_blocking_portal(name="admission"))
             loop = portal.call(self._controller.bind)
+            # Connections to a shared pool belong to the loop, which ends with this block.
+            self._stack.callback(portal.call, self._controller.aclose)
         self._loop = loop
         return self
 

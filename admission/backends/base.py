@@ -47,6 +47,10 @@ class Backend(Protocol):
     `now` is monotonic seconds of that loop's clock.
     """
 
+    @property
+    def answers_later(self) -> bool:
+        """Whether an entry may be `ASKED` when `offer` returns: the pool is kept elsewhere."""
+
     def adopt(self, pool: object) -> None:
         """Put *pool* on every entry from now on."""
 

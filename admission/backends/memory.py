@@ -16,6 +16,8 @@ from admission.waker import Loop, Timer
 class MemoryBackend:
     """Drives a `Core` on one event loop."""
 
+    answers_later = False
+
     def __init__(self, core: Core) -> None:
         self._core = core
         self._loop: Loop | None = None

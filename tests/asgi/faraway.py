@@ -43,6 +43,8 @@ LINK = LinkSnapshot(
 class Faraway:
     """A `PoolSite` and the `Backend` of its one pool. `grant`, `refuse` and `line_up` are what the server decides."""
 
+    answers_later = True
+
     def __init__(self) -> None:
         self.asked: list[Entry] = []
         """Every entry that was offered, in order."""

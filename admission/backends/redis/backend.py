@@ -55,6 +55,8 @@ FRESH = 0.1
 class RedisBackend:
     """One pool of `Backend` in Redis or Valkey. Made by `RedisPool`; runs on asyncio."""
 
+    answers_later = True
+
     def __init__(self, site: RedisPool, rules: PoolRules) -> None:
         self._site = site
         self._rules = rules
