@@ -9,14 +9,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from random import Random
 
 from tests.chaos.arena import Setting
 from tests.chaos.broken import BROKEN
 from tests.chaos.faults import FAULTS
-from tests.chaos.run import WRONGS, Run, Tick
+from tests.chaos.run import WRONGS, Found, Run, Tick
 
 SHOWN = 10
 """Violations shown in full."""
@@ -39,18 +39,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     say(f"seed {seed}, {setting.broken or 'the real build'} on {setting.kind}, on_outage {setting.on_outage}")
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="admission-chaos-") as directory:
-        run = Run(setting, seed, Path(directory))
+        run = Run(setting, seed, Path(directory), brief=options.brief)
         try:
             run.start()
             say(f"{setting.processes} processes, limit {setting.limit}, leases of {setting.lease:g} s\n{HEAD}")
             for name in _deck(options.faults, Random(seed), options.ticks):
                 if options.ticks is None and time.monotonic() - began > options.seconds:
                     break
-                tick = run.tick(name, FAULTS[name])
-                say(line(tick))
-                if options.brief and run.wrong:
-                    break
+                say(line(run.tick(name, FAULTS[name])))
             run.finish()
+        except Found:
+            say("a violation was found: the run ends here")
         finally:
             run.close()
     if options.json:
@@ -89,7 +88,7 @@ def report(run: Run, seed: int) -> dict[str, object]:
         "seed": seed,
         "setting": asdict(run.setting),
         "requests": dict(run.load.answers),
-        "ticks": [asdict(tick) for tick in run.ticks],
+        "ticks": [{field.name: getattr(tick, field.name) for field in fields(tick)} for tick in run.ticks],
         "violations": [{"kind": kind, "what": what} for kind, what in run.wrong],
         "summary": summary(run),
     }

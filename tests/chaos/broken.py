@@ -1,12 +1,11 @@
 """Builds that are wrong on purpose: what the chaos run says of the real one counts only because it finds these.
 
-Each is applied in the server processes, by name, before anything is made. `BROKEN` has them; `CAUGHT_BY` names a
-fault that finds it.
+Each is applied in the server processes, by name, before anything is made. `BROKEN` has them; `CAUGHT_BY` says
+how each is found.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -22,16 +21,19 @@ VARIABLE = "ADMISSION_CHAOS_BROKEN"
 
 
 def never_reaps() -> None:
-    """The slots of a process that was killed stay taken for ever."""
-    _rewrite("\nreap()\n", "\n")
+    """Leases of a day: the slots of a process that was killed stay taken."""
+    beat = script.beat
+    script.beat = lambda ttl_us, digest: beat(86_400_000_000, digest)
 
 
 def grants_one_too_many() -> None:
-    """An off-by-one: the pump stops one slot late."""
-    _rewrite("while pool.in_use < pool.limit and", "while pool.in_use <= pool.limit and")
-    _rewrite(
-        "pool.in_use > 0 and pool.in_use + t.slots > pool.limit then", "pool.in_use + t.slots > pool.limit + 1 then"
-    )
+    """An off-by-one in the rules that travel with every call."""
+    made = script.SharedRules.__init__
+
+    def make(rules: script.SharedRules, given: Any, *, limit: int, version: int) -> None:
+        made(rules, given, limit=limit + 1, version=version)
+
+    script.SharedRules.__init__ = make  # type: ignore[method-assign]
 
 
 def ignores_resync() -> None:
@@ -85,14 +87,6 @@ def _nothing(*_: object) -> float:
     return math.inf
 
 
-def _rewrite(old: str, new: str) -> None:
-    """Change the text of the script."""
-    source = script.Script.source
-    assert source.count(old) == 1, f"the script has {source.count(old)} times {old!r}"
-    script.Script.source = source.replace(old, new)
-    script.Script.sha = hashlib.sha1(script.Script.source.encode(), usedforsecurity=False).hexdigest()
-
-
 BROKEN: dict[str, Callable[[], None]] = {
     build.__name__.replace("_", "-"): build
     for build in (
@@ -107,11 +101,12 @@ BROKEN: dict[str, Callable[[], None]] = {
 }
 
 CAUGHT_BY = {
-    "never-reaps": "kill",
-    "grants-one-too-many": "flush",
-    "ignores-resync": "promote",
-    "forgets-deadlines": "clog",
-    "renews-no-lease": "block",
-    "waits-for-every-answer": "mute",
-    "goes-alone-without-limit": "gone",
+    "never-reaps": ("kill", {"lost permits"}),
+    "grants-one-too-many": ("flush", {"over-granted"}),
+    "ignores-resync": ("promote", {"over-granted", "lost permits", "stalled"}),
+    "forgets-deadlines": ("clog", {"hung"}),
+    "renews-no-lease": ("block", {"over-granted"}),
+    "waits-for-every-answer": ("mute", {"stalled"}),
+    "goes-alone-without-limit": ("gone", {"over-granted"}),
 }
+"""Which fault brings each out, and as what kinds of violation."""

@@ -20,7 +20,12 @@ def kill(run: Run, dice: Random) -> None:
     """`kill -9` a process that holds slots, and start a new one. Declared overshoot: 0; its work ends with it."""
     victim = _anyone(run, dice)
     run.hold_slots(victim, 2)
+    process = run.process_of(victim)
     run.arena.kill(victim)
+    if not run.until(lambda: run.keys.lease_ends(process) is None, run.setting.lease + SLACK):
+        run.blame(
+            "lost permits", f"one lease after server {victim.number} was killed the pool still counts its permits"
+        )
     run.arena.replace(victim)
 
 

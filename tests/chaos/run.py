@@ -22,6 +22,11 @@ SLACK = 2.0
 PROBED_WITHIN = 6.0
 """Seconds after which a breaker that is open has probed again, at the latest."""
 
+
+class Found(Exception):
+    """The first violation of a brief run."""
+
+
 WRONGS = (
     "over-granted",
     "hung",
@@ -58,13 +63,18 @@ class Tick:
 class Run:
     """A run of one setting.
 
+    Args:
+        directory: Where journal and logs are written.
+        brief: Raise `Found` at the first violation.
+
     Attributes:
         wrong: Kind and description of every violation.
         ticks: What the faults did.
     """
 
-    def __init__(self, setting: Setting, seed: int, directory: Path) -> None:
+    def __init__(self, setting: Setting, seed: int, directory: Path, *, brief: bool = False) -> None:
         self.setting = setting
+        self._brief = brief
         self.arena = Arena(setting, directory)
         self.keys = Keys(self.arena.redis, self.arena.namespace, POOL)
         self.load = Load(self.arena.targets, seed, setting.timeout)
@@ -169,6 +179,8 @@ class Run:
     def blame(self, kind: str, what: str) -> None:
         """Note a violation."""
         self.wrong.append((kind, what))
+        if self._brief:
+            raise Found(what)
 
     def observe(self) -> None:
         """Take in what has happened since the last time, in an order in which it can be judged."""
