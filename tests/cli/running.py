@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -93,3 +94,16 @@ def wait_until(condition: Callable[[], object], tries: int = 3000) -> None:
         if condition():
             return
     raise AssertionError("it never became true")
+
+
+def two_free_ports() -> int:
+    """The first of two neighbouring ports that nobody listens on now."""
+    for _ in range(100):
+        with socket.create_server(("127.0.0.1", 0)) as first:
+            port: int = first.getsockname()[1]
+            try:
+                socket.create_server(("127.0.0.1", port + 1)).close()
+            except OSError:
+                continue
+        return port
+    raise AssertionError("no two neighbouring ports are free")

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.cli.running import serving, wait_until
+from tests.cli.running import serving, two_free_ports, wait_until
 
 pytestmark = pytest.mark.servers
 
@@ -87,28 +87,13 @@ def test_metrics_have_a_port_of_their_own(tmp_path: Path) -> None:
     assert "python_info" in text
 
 
-def test_processes_have_pools_and_metrics_of_their_own(tmp_path: Path, free_ports: int) -> None:
+def test_processes_have_pools_and_metrics_of_their_own(tmp_path: Path) -> None:
     """Two processes, two ports upwards from the first, each with half of the slots."""
+    first = two_free_ports()
     with serving(
-        tmp_path, APP, "--processes", "2", "--workers", "4", "--metrics-port", str(free_ports), "--log-format", "json"
+        tmp_path, APP, "--processes", "2", "--workers", "4", "--metrics-port", str(first), "--log-format", "json"
     ) as server:
         urls = server.metrics_urls(2)
-        assert urls == {f"http://127.0.0.1:{port}/metrics" for port in (free_ports, free_ports + 1)}
+        assert urls == {f"http://127.0.0.1:{port}/metrics" for port in (first, first + 1)}
         for url in urls:
             assert 'admission_limit_slots{pool="default"} 2.0' in httpx2.get(url).text
-
-
-@pytest.fixture
-def free_ports() -> int:
-    """The first of two neighbouring ports that nobody listens on now."""
-    import socket
-
-    for _ in range(100):
-        with socket.create_server(("127.0.0.1", 0)) as first:
-            port: int = first.getsockname()[1]
-            try:
-                socket.create_server(("127.0.0.1", port + 1)).close()
-            except OSError:
-                continue
-        return port
-    raise AssertionError("no two neighbouring ports are free")

@@ -16,7 +16,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.cli.running import Server, serving, wait_until
+from tests.cli.running import Server, serving, two_free_ports, wait_until
 
 pytestmark = pytest.mark.servers
 
@@ -287,6 +287,39 @@ def test_the_slots_of_a_killed_process_come_back_with_its_lease(
         assert [process["own"] for process in second.status()["processes"]] == [True]
         gate.let_out("/waits")
         assert waits.result(timeout=60).status_code == 200
+
+
+def test_every_process_tells_of_the_same_pool_in_its_metrics(
+    start: Any, gate: Gate, redis_url: str, namespace: str
+) -> None:
+    """The limit and the line are the pool's, at each port the same; grants are the process's and add up."""
+    port = two_free_ports()
+    options = ("--processes", "2", "--workers", "1", "--metrics-port", str(port))
+    leased = {"ADMISSION_REDIS_LEASE": "2", "ADMISSION_REDIS_TIMEOUT": "0.6"}  # Looked at three times a lease.
+    with start(*options, "--redis", redis_url, "--redis-namespace", namespace, **leased) as web:
+        urls = web.server.metrics_urls(2)
+        answers = [web.get("/running"), web.get("/waits")]
+        gate.wait_for_one()
+
+        def told(metric: str) -> list[float]:
+            """The sample at each port."""
+            lines = [line for url in urls for line in httpx2.get(url).text.splitlines()]
+            return [float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"admission_{metric}")]
+
+        for metric, value in (
+            ('limit_slots{pool="default"}', 1.0),
+            ('queue_size{pool="default",priority="all"}', 1.0),
+            ('in_flight_slots{pool="default",priority="normal"}', 1.0),
+            ('pool_processes{pool="default"}', 2.0),
+            ('link_breaker{pool="default",state="closed"}', 1.0),
+        ):
+            wait_until(lambda metric=metric, value=value: told(metric) == [value, value])  # type: ignore[misc]
+        assert sum(told('queue_requests_granted_total{pool="default",priority="normal"}')) == 1
+        assert min(told('link_round_trip_seconds_count{pool="default"}')) > 0
+        for _ in answers:
+            gate.let_out(gate.wait_for_one().path)
+        assert [answer.result(timeout=60).status_code for answer in answers] == [200, 200]
+        assert sum(told('queue_requests_granted_total{pool="default",priority="normal"}')) == 2
 
 
 def test_an_embedded_server_is_shared_by_the_processes(start: Any, gate: Gate) -> None:
