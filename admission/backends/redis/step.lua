@@ -21,8 +21,9 @@
 -- ARGV  process, time or -, command to publish with, epoch and fence the caller saw last, version of the rules, rules of the
 --       pool, number of classes, rules of each; then the operations, each as a verb and its arguments, see `ARITY`
 --
--- Redis looks for free memory before a script's first write only, so a step is done whole or not at all; and one that
--- only gives back begins with a deletion, which is allowed without free memory.
+-- Redis looks for free memory before a script's first write only, so a step is done whole or not at all. A step that does
+-- more than take in newcomers begins with a deletion, which needs no memory: slots come back and leases are renewed
+-- also where there is none left.
 --
 -- The functions are fields of one table because Lua makes them anew in every call, and every local of the chunk that a
 -- function mentions costs a walk over all such locals. What not every call needs is made on demand: see `waiting` and
@@ -127,11 +128,12 @@ function core.encode(t)
   if t.state == 'running' then
     return 'running ' .. t.slots .. ' ' .. t.fence .. ' ' .. t.since .. ' ' .. t.key
   end
+  -- The key is put behind by hand: `format` ends a text at its first zero byte.
   return format(
-    '%s %d %d %d %d %d %s %s %d %d %s %.17g %s',
+    '%s %d %d %d %d %d %s %s %d %d %s %.17g ',
     t.state, t.slots, t.charge, t.start, t.number, t.arrival, t.expires < INF and format('%d', t.expires) or 'never',
-    t.expires_as, t.by_age and 1 or 0, t.position, t.predicted and format('%.17g', t.predicted) or '-', t.correction, t.key
-  )
+    t.expires_as, t.by_age and 1 or 0, t.position, t.predicted and format('%.17g', t.predicted) or '-', t.correction
+  ) .. t.key
 end
 
 function core.ticket(id)
@@ -433,20 +435,21 @@ function core.flush_tickets()
       end
     end
   end
-  core.write('HDEL', D, gone)
-  core.write('ZREM', OWN, gone)
-  core.write('ZREM', DUE, untimed)
   core.write('HSET', D, set)
   core.write('ZADD', OWN, owned)
   core.write('ZADD', DUE, timed)
   -- A key that has just come into being has no time to live yet; those that stay get theirs with every beat.
-  if pool.was_empty and #set > 0 then
+  if pool.no_tickets and #set > 0 then
     call('EXPIRE', D, '86400')
     call('EXPIRE', OWN, '86400')
   end
   if #timed > 0 then
     call('EXPIRE', DUE, '86400')
   end
+  core.write('HDEL', D, gone)
+  core.write('ZREM', OWN, gone)
+  core.write('ZREM', DUE, untimed)
+  pool.no_tickets = pool.running + pool.queued + pool.lobby == 0
 end
 
 function core.flush_flows()
@@ -477,13 +480,13 @@ function core.flush_flows()
       gone[#gone + 1] = key
     end
   end
-  core.write('HDEL', F, gone)
-  core.write('ZREM', DEBT, quit)
   core.write('HSET', F, set)
   core.write('ZADD', DEBT, indebted)
   if pool.was_empty and #set > 0 then
     call('EXPIRE', F, '86400')
   end
+  core.write('HDEL', F, gone)
+  core.write('ZREM', DEBT, quit)
   if #indebted > 0 then
     call('EXPIRE', DEBT, '86400')
     for _, c in pairs(pool.classes) do
@@ -552,9 +555,6 @@ function core.flush_pool()
   call('HSET', ST, unpack(list))
   if pool.is_new then
     call('EXPIRE', ST, '86400')
-  end
-  if pool.had_nobody and pool.queued + pool.lobby > 0 then
-    call('EXPIRE', W, '86400')
   end
 end
 
@@ -657,6 +657,9 @@ local function waiting()
     t.state = state
     t.member = core.member(state, t)
     call('ZADD', W, '0', t.member)
+    if pool.queued + pool.lobby == 0 then
+      call('EXPIRE', W, '86400')
+    end
   end
 
   -- Stand a ticket in line.
@@ -993,7 +996,9 @@ local function waiting()
       return nil
     end
     local worst = core.at(lowest, lowest.from, lowest.to, true)
-    if worst.rank > t.rank then
+    if not worst then
+      return nil -- Keys were lost: the line is not as long as it seemed.
+    elseif worst.rank > t.rank then
       core.evict(worst, 'evicted-priority')
     elseif worst.rank == t.rank and t.start < worst.start and core.flow(c, worst.key).waiting > f.waiting then
       core.evict(worst, 'evicted-fairness')
@@ -1079,7 +1084,7 @@ local function waiting()
     end
     while p.overloaded == 1 and c.queued > 0 and pool.moves > 0 do
       local t = core.oldest(c)
-      if now < t.arrival + 2 * c.codel_target then
+      if not t or now < t.arrival + 2 * c.codel_target then
         break
       end
       core.evict(t, 'evicted-codel')
@@ -1101,9 +1106,8 @@ local function waiting()
       if c.codel_target then
         local p = core.pace(c)
         due = min(due, p.interval_end)
-        if p.overloaded == 1 then
-          due = min(due, core.oldest(c).arrival + 2 * c.codel_target)
-        end
+        local t = p.overloaded == 1 and core.oldest(c)
+        due = t and min(due, t.arrival + 2 * c.codel_target) or due
       end
     end
     return due < INF and math.ceil(due) or -1
@@ -1115,7 +1119,7 @@ local function waiting()
 
   -- Where the tag of a tenant that has left stands in `debt`.
   function core.debt(c, f)
-    return format('%d:%016d:%s', c.rank, f.finish, sub(f.key, 3))
+    return format('%d:%016d:', c.rank, f.finish) .. sub(f.key, 3)
   end
 
   -- Forget the smallest debts of absent tenants.
@@ -1297,9 +1301,10 @@ local function rarely()
 
   -- -------------------------------------------------------------- the audit
 
-  -- Slots in use change only together with an entry in `d`. Each beat walks a portion along `own` and counts again; a
-  -- walk that has reached the end corrects the counters, should keys have been lost. In between, what changes behind
-  -- the walk's back is counted as well. `pool.audit` is the walk: the last id seen, slots and tickets by class.
+  -- Slots in use change only together with an entry in `d`, and all other keys follow from the entries. Each beat walks
+  -- a portion along `own`, puts back what an entry should have elsewhere, and counts again; a walk that has reached the
+  -- end corrects the counters, should keys have been lost. What changes behind the walk's back meanwhile is counted as
+  -- well. `pool.audit` is the walk: the last id seen, slots and tickets by class.
 
   function core.load_audit(text)
     pool.audit = { cursor = match(text, '^%S+') }
@@ -1333,16 +1338,35 @@ local function rarely()
 
   function core.recheck()
     local walk = pool.audit or {}
+    if call('ZCARD', OWN) < call('HLEN', D) then
+      local owned = {}
+      for i, id in ipairs(call('HKEYS', D)) do
+        owned[2 * i - 1], owned[2 * i] = '0', id
+      end
+      core.write('ZADD', OWN, owned)
+    end
     local ids = call('ZRANGEBYLEX', OWN, walk.cursor and '(' .. walk.cursor or '-', '+', 'LIMIT', '0', '250')
     local records = #ids > 0 and call('HMGET', D, unpack(ids)) or {}
+    local line, old, due = {}, {}, {}
     for i, id in ipairs(ids) do
       local t = records[i] and core.decode(id, records[i])
       if not t then
         call('ZREM', OWN, id)
       elseif t.state == 'running' then
         core.count(walk, t, 1)
+      else
+        line[#line + 1], line[#line + 2] = '0', t.member
+        if t.by_age then
+          old[#old + 1], old[#old + 2] = '0', core.old_member(t)
+        end
+        if t.expires < INF then
+          due[#due + 1], due[#due + 2] = format('%d', t.expires), format('%015d:%s', t.number, id)
+        end
       end
     end
+    core.write('ZADD', W, line)
+    core.write('ZADD', OLD, old)
+    core.write('ZADD', DUE, due)
     if #ids == 250 then
       walk.cursor = ids[250]
       pool.audit = walk
@@ -1546,6 +1570,7 @@ do
     if not arity or i + arity - 1 > #ARGV then
       return redis.error_reply('ERR not an operation of a pool: ' .. sub(verb, 1, 60))
     end
+    pool.needed = pool.needed or verb ~= 'offer'
     if verb == 'offer' or verb == 'release' then
       local id = ARGV[i + 1]
       if pool.tickets[id] == nil then
@@ -1579,8 +1604,8 @@ do
     pool.epoch, pool.fence, pool.arrivals, pool.ranks, pool.version, pool.reap_at = 0, 0, 0, 0, 0, 0
     pool.is_new = true
   end
-  pool.had_nobody = pool.queued + pool.lobby == 0
-  pool.was_empty = pool.had_nobody and pool.running == 0
+  pool.was_empty = pool.queued + pool.lobby + pool.running == 0
+  pool.no_tickets = pool.was_empty
 
   -- Clocks are set back and replicas' clocks differ: then time stands still until it has caught up.
   if ARGV[2] == '-' then
@@ -1641,6 +1666,9 @@ do
   end
 end
 
+if pool.needed then
+  call('HDEL', D, '-')
+end
 if pool.reap_at > 0 and now >= pool.reap_at then
   core.reap()
 end
