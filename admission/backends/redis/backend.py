@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import random
 import secrets
 import time
 from collections.abc import Sequence
@@ -47,6 +48,9 @@ logger = logging.getLogger("admission.redis")
 
 PULSES = 3
 """Per lease: how often the digests are compared and the view is renewed."""
+
+_dice = random.Random(secrets.randbits(64)).getrandbits
+"""Four digits at the end of every id, by which digests tell one from another; the process's name keeps it secret."""
 
 FRESH = 0.1
 """Seconds for which a position that was asked for is not asked for again."""
@@ -245,7 +249,7 @@ class RedisBackend:
         entry.predicted = None
         entry.correction = 0.0
         entry.waiter = waiter
-        entry.id = f"{self.process}:{self._asked:x}{secrets.token_hex(2)}"
+        entry.id = f"{self.process}:{self._asked:x}{_dice(16):04x}"
         if self._closed or expires <= now:
             _refuse(entry, Reason.DRAINING if self._closed else Reason.HOPELESS)
             self._claims.refused(entry, entry.reason)
@@ -260,7 +264,8 @@ class RedisBackend:
             commit.send(claim.op, partial(self._answered, claim))
         if entry.state in WAITS:
             self._deadlines.add(entry)
-            self._arm_deadline()
+            if expires < self._deadline_due:
+                self._arm_deadline()
         return entry
 
     def release(self, now: float, entry: Entry, outcome: Outcome, actual_cost: float | None, rtt: float | None) -> None:

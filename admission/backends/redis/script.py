@@ -319,7 +319,7 @@ def offer(
         may_wait: False refuses it (BUSY) unless it can run at once.
     """
     patience = "-" if expires_in_us is None else expires_in_us
-    return "offer", id, f"{rank}:{tenant}", slots, charge, patience, expires_as.value, 1 if may_wait else 0
+    return "offer", id, f"{rank}:{tenant}", slots, charge, patience, expires_as._value_, 1 if may_wait else 0
 
 
 def release(id: str, fence: Fence, difference: int = 0) -> Op:
