@@ -151,11 +151,15 @@ class RedisBackend:
         if link is None or lease is None or commit is None or self._loop is None:
             return
         self._dismiss(self._loop.now())
-        await lease.close()  # Before the goodbye, after which it must not be renewed.
+        # After the goodbye nothing may renew the lease, neither its thread nor a call that was under way.
+        await lease.close()
+        if self._pulse_timer is not None:
+            self._pulse_timer.cancel()
         if not self._cut_off:
-            commit.send(script.leave(), self._left)
             try:
                 async with asyncio.timeout(self._site.timeout):
+                    await commit.drain()
+                    commit.send(script.leave(), self._left)
                     await commit.drain()
             except TimeoutError:
                 logger.warning("pool %r did not hear this process's goodbye in time", self._rules.name)
