@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from random import Random
@@ -38,8 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     say = (lambda *_: None) if options.json else _say
     say(f"seed {seed}, {setting.broken or 'the real build'} on {setting.kind}, on_outage {setting.on_outage}")
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="admission-chaos-") as directory:
-        run = Run(setting, seed, Path(directory), brief=options.brief)
+    with _directory(options.keep) as directory:
+        run = Run(setting, seed, directory, brief=options.brief)
         try:
             run.start()
             say(f"{setting.processes} processes, limit {setting.limit}, leases of {setting.lease:g} s\n{HEAD}")
@@ -104,6 +105,17 @@ def _deck(names: Sequence[str], dice: Random, ticks: int | None) -> Iterator[str
         dealt += len(deck)
 
 
+@contextmanager
+def _directory(keep: Path | None) -> Iterator[Path]:
+    """Where journal and logs are written."""
+    if keep is not None:
+        keep.mkdir(parents=True)
+        yield keep
+        return
+    with tempfile.TemporaryDirectory(prefix="admission-chaos-") as directory:
+        yield Path(directory)
+
+
 def _say(text: str) -> None:
     print(text, flush=True)
 
@@ -123,6 +135,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--kind", choices=("valkey", "redis"), default="valkey", help="of server (%(default)s)")
     parser.add_argument("--broken", choices=sorted(BROKEN), default="", help="a deliberately broken build")
     parser.add_argument("--brief", action="store_true", help="end after the first violation")
+    parser.add_argument("--keep", type=Path, help="a new directory for the journal and the logs of the servers")
     parser.add_argument("--json", action="store_true", help="the whole report, for programs")
     return parser.parse_args(arguments)
 

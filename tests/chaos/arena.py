@@ -78,7 +78,7 @@ class Arena:
     """All of them.
 
     Attributes:
-        members: Those that live, by place.
+        members: Those that live.
         targets: The same as clients see them.
     """
 
@@ -109,6 +109,7 @@ class Arena:
         """It has ended, or is about to: note so, and clear away."""
         member.target.doomed = True
         self.targets[member.place] = None
+        self.members.remove(member)
         member.process.wait(STARTS_WITHIN)
         self.journal.write(member.number, Kind.DEAD)
         member.proxy.close()
@@ -117,7 +118,7 @@ class Arena:
     def replace(self, member: Member) -> Member:
         """Start a new process where that one was."""
         new = self._join(*self._spawn(member.place))
-        self.members[member.place] = new
+        self.members.append(new)
         self.targets[member.place] = new.target
         return new
 
