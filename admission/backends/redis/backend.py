@@ -394,8 +394,9 @@ class RedisBackend:
         """It waits: in the line or in the lobby."""
         entry = claim.entry
         was = entry.state
-        entry.state = LOBBY if decision.kind is Kind.LOBBY else WAITING
-        if was is ASKED:
+        # That it has entered may be heard before the answer that it stands in the lobby.
+        entry.state = LOBBY if decision.kind is Kind.LOBBY and was is not WAITING else WAITING
+        if entry.position == 0:
             entry.position = decision.position
             entry.predicted = decision.predicted
             self._claims.statistics[entry.rank].position.observe(entry.position)

@@ -20,6 +20,10 @@ class View:
         """In line and lobby."""
         self._lobby = 0
         self._look: Look | None = None
+        self._latest = (0, 0.0)
+        """Epoch and time of the latest reply."""
+        self._late = False
+        """The reply at hand is older than one that was heard before: two calls may be under way."""
         self._newcomer_waits: list[float | None] = [None] * len(rules.classes)
 
     @property
@@ -42,7 +46,12 @@ class View:
         return whole + [rank for rank, found in enumerate(known) if found.paused]
 
     def heard(self, reply: Reply) -> None:
-        """Every reply says a little."""
+        """Every reply says a little, before its answers are told."""
+        said = (reply.epoch, reply.now)
+        self._late = said < self._latest
+        if self._late:
+            return
+        self._latest = said
         self.limit = reply.limit
         self.in_use = reply.in_use
         self.queued = reply.queued + reply.lobby
@@ -55,6 +64,8 @@ class View:
     def looked(self, answer: Answer) -> None:
         """The answer to a look."""
         assert isinstance(answer, Look)
+        if self._late:
+            return
         self._look = answer
         for rank, found in enumerate(answer.classes[: len(self._newcomer_waits)]):
             self._newcomer_waits[rank] = found.predicted_wait
