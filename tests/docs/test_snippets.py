@@ -5,8 +5,11 @@ from __future__ import annotations
 import ast
 import asyncio
 import inspect
+import os
 import re
 import shlex
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -16,6 +19,7 @@ from click.testing import CliRunner
 from fences import ROOT, Fence, fences, in_text, pages
 
 from admission import Settings
+from admission.backends.redis import keeper
 from admission.cli.commands import cli
 from admission.observability.prometheus import PoolCollector
 
@@ -23,6 +27,24 @@ PYTHON = fences("python")
 SHELL = fences("sh", "bash", "console")
 
 
+@pytest.fixture
+def _private_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The embedded server of a snippet is none that this user has; its path is short, as a socket needs."""
+    with tempfile.TemporaryDirectory(prefix="adm-") as path:
+        monkeypatch.setenv("XDG_STATE_HOME", path)
+        yield
+        lock = Path(path, "admission", "embedded", keeper.SERVER)
+        assert not lock.exists() or keeper.wait_for(lambda: _is_free(lock)), "the embedded server did not end"
+
+
+def _is_free(lock: Path) -> bool:
+    held = keeper.lock(lock)
+    if held is not None:
+        os.close(held)
+    return held is not None
+
+
+@pytest.mark.usefixtures("_private_state")
 @pytest.mark.parametrize("fence", [fence for fence in PYTHON if not fence.skipped], ids=str)
 def test_every_python_snippet_runs(fence: Fence, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Each in a namespace of its own, in an empty directory, with `await` allowed at the top."""
