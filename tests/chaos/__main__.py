@@ -72,7 +72,7 @@ def line(tick: Tick) -> str:
     return (
         f"{tick.number:>2}  {tick.fault:<11}{answers['200']:>6}{answers['429']:>6}{answers['503']:>5}"
         f"{answers['left']:>5}{answers['died']:>5}{tick.most:>6}{tick.over:>5}{tick.lost:>5}{tick.alone:>6}"
-        f"{tick.again:>6.1f}s{tick.seconds:>7.1f}s{'  !' if tick.wrong else ''}"
+        f"{tick.again:>6.1f}s{tick.seconds:>7.1f}s{'!' if tick.wrong else ''}"
     )
 
 

@@ -152,6 +152,7 @@ def promote(run: Run, dice: Random) -> None:
     old = run.arena.redis
     new = STARTERS[run.setting.kind](aof=True, replica_of=old)
     new.ask("REPLICAOF", "NO", "ONE")
+    new.ask("CONFIG", "REWRITE")  # It is no replica either when it is restarted.
     for member in dice.sample(run.arena.members, 2):
         run.hold_slots(member, 2)
     _cut_off(run)
@@ -169,7 +170,7 @@ def promote(run: Run, dice: Random) -> None:
 
 
 def full(run: Run, dice: Random) -> None:
-    """maxmemory is reached: whatever would write is refused. Declared: shares, while it lasts."""
+    """maxmemory is reached: whatever takes memory is refused. Declared: shares, if calls fail for that."""
     run.keys.client.config_set("maxmemory", 1)
     run.wait(dice.uniform(0.3, 0.45) * run.setting.lease)
     run.keys.client.config_set("maxmemory", 0)
