@@ -466,7 +466,7 @@ class AdmissionController:
         """`explain`, after asking a shared pool."""
         entry = self._by_id.get(ticket_id)
         if entry is not None:
-            await self._backend.refresh(entry)
+            await self.refresh(entry)
         return self.explain(ticket_id)
 
     def tickets(self, most: int = 1000) -> list[Ticket]:
@@ -576,7 +576,9 @@ class AdmissionController:
 
         Nothing in a pool of this process.
         """
-        await self._backend.refresh(entry)
+        if self._backend.answers_later:
+            self.bind()
+            await self._backend.refresh(entry)
 
     def sync(self) -> SyncController:
         """`with controller.sync() as c: c.acquire(…)`: blocking twins for threads."""

@@ -85,6 +85,8 @@ class RedisBackend:
         self._standby: Standby | None = None
         self._cut_off = False
         """The server cannot be reached, and the outage's rules hold."""
+        self._leaving = False
+        """The goodbye is being said: what is given back with it must not be claimed again."""
         self._seen: Fence | None = None
         """Epoch and number of the latest grant heard of."""
         self._resyncs = self._stale = 0
@@ -151,27 +153,33 @@ class RedisBackend:
         if link is None or lease is None or commit is None or self._loop is None:
             return
         self._dismiss(self._loop.now())
-        # After the goodbye nothing may renew the lease, neither its thread nor a call that was under way.
-        await lease.close()
+        self._leaving = True
+        try:
+            # After the goodbye nothing may renew the lease, neither its thread nor a call that was under way.
+            await lease.close()
+            await self._say_goodbye(commit)
+        finally:
+            listening = self._listening
+            self._abandon()
+            await link.close()
+            if listening is not None:
+                await asyncio.wait([listening])
+            if self._embedded is not None:
+                self._embedded.close()
+                self._embedded = None
+
+    async def _say_goodbye(self, commit: Committer) -> None:
         if self._pulse_timer is not None:
             self._pulse_timer.cancel()
-        if not self._cut_off:
-            try:
-                async with asyncio.timeout(self._site.timeout):
-                    await commit.drain()
-                    commit.send(script.leave(), self._left)
-                    await commit.drain()
-            except TimeoutError:
-                logger.warning("pool %r did not hear this process's goodbye in time", self._rules.name)
-        self._dismiss(self._loop.now())  # Who has come meanwhile.
-        listening = self._listening
-        self._abandon()
-        await link.close()
-        if listening is not None:
-            await asyncio.wait([listening])
-        if self._embedded is not None:
-            self._embedded.close()
-            self._embedded = None
+        if self._cut_off:
+            return
+        try:
+            async with asyncio.timeout(self._site.timeout):
+                await commit.drain()
+                commit.send(script.leave(), self._left)
+                await commit.drain()
+        except TimeoutError:
+            logger.warning("pool %r did not hear this process's goodbye in time", self._rules.name)
 
     def _left(self, answer: Answer) -> None:
         if isinstance(answer, Decision) and answer.kind is Kind.MORE and self._commit is not None:
@@ -191,7 +199,7 @@ class RedisBackend:
         self._link = self._lease = self._commit = self._standby = self._listening = None
         self._seen = None
         self.process = secrets.token_hex(8)  # Here and not on connecting: the first ticket is named before that.
-        self._cut_off = False
+        self._cut_off = self._leaving = False
 
     def close(self, now: float) -> None:
         """Drain this process: its waiters are evicted, its newcomers refused. The other processes go on."""
@@ -254,8 +262,8 @@ class RedisBackend:
         entry.correction = 0.0
         entry.waiter = waiter
         entry.id = f"{self.process}:{self._asked:x}{_dice(16):04x}"
-        if self._closed or expires <= now:
-            _refuse(entry, Reason.DRAINING if self._closed else Reason.HOPELESS)
+        if self._closed or self._leaving or expires <= now:
+            _refuse(entry, Reason.DRAINING if self._closed or self._leaving else Reason.HOPELESS)
             self._claims.refused(entry, entry.reason)
             return entry
         commit = self._connect()
@@ -519,7 +527,7 @@ class RedisBackend:
     def _assert(self, claim: Claim, now: float) -> None:
         """Tell the pool what this claim is, whatever it believes."""
         entry = claim.entry
-        if not self._shares(claim):
+        if self._leaving or not self._shares(claim):
             return
         if entry.state is RUNNING:
             op = script.hold(claim.id, claim.fence, entry.rank, entry.tenant, entry.slots, entry.charge)

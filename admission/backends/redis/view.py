@@ -20,10 +20,9 @@ class View:
         """In line and lobby."""
         self._lobby = 0
         self._look: Look | None = None
-        self._latest = (0, 0.0)
-        """Epoch and time of the latest reply."""
-        self._late = False
-        """The reply at hand is older than one that was heard before: two calls may be under way."""
+        # Two calls may be under way, so a reply may come after a later one. By epoch and time of the pool's clock:
+        self._said = self._latest = self._looked = (0, 0.0)
+        """Of the reply at hand, of the latest there was, and of the latest that brought a look."""
         self._newcomer_waits: list[float | None] = [None] * len(rules.classes)
 
     @property
@@ -47,11 +46,10 @@ class View:
 
     def heard(self, reply: Reply) -> None:
         """Every reply says a little, before its answers are told."""
-        said = (reply.epoch, reply.now)
-        self._late = said < self._latest
-        if self._late:
+        self._said = (reply.epoch, reply.now)
+        if self._said < self._latest:
             return
-        self._latest = said
+        self._latest = self._said
         self.limit = reply.limit
         self.in_use = reply.in_use
         self.queued = reply.queued + reply.lobby
@@ -64,8 +62,9 @@ class View:
     def looked(self, answer: Answer) -> None:
         """The answer to a look."""
         assert isinstance(answer, Look)
-        if self._late:
+        if self._said < self._looked:
             return
+        self._looked = self._said
         self._look = answer
         for rank, found in enumerate(answer.classes[: len(self._newcomer_waits)]):
             self._newcomer_waits[rank] = found.predicted_wait
