@@ -27,6 +27,7 @@ def kill(run: Run, dice: Random) -> None:
             "lost permits", f"one lease after server {victim.number} was killed the pool still counts its permits"
         )
     run.arena.replace(victim)
+    run.hear_of_each_other()
 
 
 def stop(run: Run, dice: Random) -> None:

@@ -99,7 +99,7 @@ class Run:
         self.load.start()
         if not self._work_everywhere(STARTED_WITHIN):
             self.blame("stalled", "not every process was granted work at the start")
-        self.wait(self.setting.lease / 2)  # How many they are they hear with their next look at the pool.
+        self.hear_of_each_other()
 
     def tick(self, name: str, strike: Callable[[Run, Random], None]) -> Tick:
         """Have one fault happen, and everything recover from it."""
@@ -160,6 +160,15 @@ class Run:
     def wait(self, seconds: float) -> None:
         """Go on watching for so long."""
         self.until(lambda: False, seconds)
+
+    def hear_of_each_other(self) -> None:
+        """Have every process know how many they are: each looks at the pool three times in a lease.
+
+        Until then a share of the limit is one of the processes there were before.
+        """
+        if not self.until(lambda: len(self.keys.books().processes) == len(self.arena.members), SLACK + PROBED_WITHIN):
+            self.blame("stalled", "not every process has a lease")
+        self.wait(self.setting.lease / 2)
 
     def hold_slots(self, member: Member, count: int) -> None:
         """Have work run on *member* that lasts for several leases; return once some does."""
