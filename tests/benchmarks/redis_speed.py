@@ -88,8 +88,11 @@ class Crew:
         for worker in chosen:
             self._tell(worker, json.dumps({**_ORDER, "url": self.server.url, "namespace": namespace, **order}))
         heard = [self._hear(worker) for worker in chosen]
-        if "ready" not in heard[0]:
+        if order["do"] == "look":
             return heard
+        for said in heard:
+            if "ready" not in said:
+                raise RuntimeError(f"{order['who']} could not {order['do']}: {said.get('absent', said)}")
         if meanwhile is not None:
             meanwhile(namespace)
         begin = time.monotonic() + 0.1
@@ -351,8 +354,8 @@ def _measure_memory(report: Report, crew: Crew) -> None:
         wait_until(lambda: crew.server.ask("ZCARD", key) > count, f"{count:,} callers to stand in line")
         after = int(crew.server.info("memory")["used_memory"])
 
-    crew.work({"do": "look"})  # So that the script is loaded, and the server's own buffers are there.
+    crew.work({"do": "look", "who": OURS})  # So that the script is loaded, and the server's own buffers are there.
     before = int(crew.server.info("memory")["used_memory"])
-    crew.work({"do": "crowd", "limit": 1, "count": count}, meanwhile=weigh)
+    crew.work({"do": "crowd", "who": OURS, "limit": 1, "count": count}, meanwhile=weigh)
     size = (after - before) / count
     report.table("memory of the server", ("what", "bytes"), [(f"a waiting ticket, of {count:,}", size)])
