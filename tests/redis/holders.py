@@ -166,8 +166,8 @@ class Holders(RuleBasedStateMachine):
         return offer(id, belief.rank, belief.tenant, belief.slots, charge=belief.slots * 1000, patience=patience)
 
     def holder(self, which: int) -> Holder:
-        """A living process."""
-        living = [holder for holder in self.holders if holder.alive]
+        """A living process; the first has most tickets."""
+        living = sorted((holder for holder in self.holders if holder.alive), key=lambda holder: -len(holder.tickets))
         return living[which % len(living)]
 
     # ------------------------------------------------------------------ what happens
@@ -194,15 +194,28 @@ class Holders(RuleBasedStateMachine):
     @rule(which=st.integers(0, 99), twice=st.booleans())
     def somebody_ends(self, which: int, twice: bool) -> None:
         """Whoever runs is released, whoever waits gives up."""
-        for holder in self.holders:
-            if holder.alive and holder.tickets:
-                ids = list(holder.tickets)
-                id = ids[which % len(ids)]
-                belief = holder.tickets.pop(id)
-                op = script.withdraw(id, Reason.CANCELLED) if belief.fence is None else script.release(id, belief.fence)
-                for _ in range(1 + twice):
-                    self.call(holder, op)
-                return
+        everyone = [(holder, id) for holder in self.holders if holder.alive for id in holder.tickets]
+        if everyone:
+            holder, id = everyone[which % len(everyone)]
+            belief = holder.tickets.pop(id)
+            op = script.withdraw(id, Reason.CANCELLED) if belief.fence is None else script.release(id, belief.fence)
+            for _ in range(1 + twice):
+                self.call(holder, op)
+
+    @precondition(lambda self: any(holder.tickets for holder in self.holders))
+    @rule(which=st.integers(0, 99))
+    def somebody_is_thrown_out(self, which: int) -> None:
+        """By an operator, from another process, wherever it is: its own hears of it."""
+        holder = self.holder(which)
+        for id in list(holder.tickets)[:1]:
+            self.call(self.holder(which + 1), script.withdraw(id, Reason.CANCELLED))
+            del holder.tickets[id]
+
+    @rule(ranks=st.lists(st.integers(0, 3), min_size=2, max_size=6))
+    def a_crowd_comes(self, ranks: list[int]) -> None:
+        """To whoever has least, so that all have something to lose."""
+        for rank in ranks:
+            self.somebody_comes(-1, rank, "xy"[rank % 2], 1, None, 1)
 
     @rule(which=st.integers(0, 2))
     def an_offer_comes_twice(self, which: int) -> None:
