@@ -55,12 +55,8 @@ class TestWhoIsTold:
     def test_newcomer_with_no_free_slot_waits_at_its_position(self, pool: SharedPool) -> None:
         """Lower classes stand behind."""
         pool.call(ANN, offer(f"{ANN}:1"), offer(f"{ANN}:2"), offer(f"{ANN}:3", rank=3))
-        assert [
-            answer.position for answer in pool.call(BOB, offer(f"{BOB}:4"), script.position(f"{ANN}:3")).answers
-        ] == [
-            1,
-            2,
-        ]
+        assert pool.ask(BOB, offer(f"{BOB}:4")).position == 1
+        assert pool.ask(BOB, script.position(f"{ANN}:3")).position == 2
 
     def test_grant_to_another_process_is_published_to_it_alone(self, pool: SharedPool) -> None:
         """The releasing process is not told."""
@@ -647,7 +643,7 @@ class TestKeys:
             call(BOB, script.beat(LEASE, None), offer(f"{BOB}:1"), offer(f"{BOB}:2"))
             call(ANN, script.withdraw(f"{BOB}:1", Reason.CANCELLED))
             answer = call(BOB, script.position(f"{BOB}:2"), script.leave()).answers[0]
-            assert answer == Place(0, 0.0, "nothing")
+            assert answer == Place(0, 0.0, "nothing", 2, "t", None)
             client.delete(this.keys[0])
 
 
@@ -771,7 +767,7 @@ class TestWords:
     def test_what_is_no_reply_is_said_to_be_garbled(self, reply: object) -> None:
         """Instead of an error from deep inside."""
         with pytest.raises(Garbled, match="no reply of the pool's script"):
-            Script("n", "p").parse(reply)  # type: ignore[arg-type]
+            Script("n", "p").parse(reply)
 
     @pytest.mark.parametrize("message", [b"", b"1", b"9 x", b"1 id 2", b"5 id because 1", b"1 id a b c", b"4 \xff"])
     def test_what_is_no_message_is_said_to_be_garbled(self, message: bytes) -> None:

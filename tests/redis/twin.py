@@ -209,7 +209,14 @@ class Twin:
             else:
                 ops.append(script.position(self.entries[entry][0]))
                 expected.answers.append(
-                    Place(core.position(entry), core.predicted_wait(entry, now), core.held_back_by(entry, now))
+                    Place(
+                        core.position(entry),
+                        core.predicted_wait(entry, now),
+                        core.held_back_by(entry, now),
+                        entry.rank,
+                        entry.tenant,
+                        None if entry.state is RUNNING else now - entry.arrival,
+                    )
                 )
         elif kind < 0.2 and self.live[process]:
             self._withdraw(draw.choice(self.live[process]), ops, expected)
@@ -410,8 +417,8 @@ class Twin:
             elif isinstance(answer, Place):
                 assert isinstance(wanted, Place)
                 _same(
-                    (answer.position, _us(answer.predicted), answer.held_back_by),
-                    (wanted.position, _whole(wanted.predicted), wanted.held_back_by),
+                    (answer.position, _us(answer.predicted), *answer[2:5], _us(answer.waited)),
+                    (wanted.position, _whole(wanted.predicted), *wanted[2:]),
                     what,
                     where,
                 )

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -64,6 +65,8 @@ MOST_OPERATIONS = 1000
 
 PROCESS_DIGITS = 16
 """Hex digits that name a process, and begin the ids of its tickets."""
+
+_ID = re.compile(rf"[0-9a-f]{{{PROCESS_DIGITS}}}:[0-9a-f]{{1,16}}")
 
 _DIGEST_MODULUS = 2**52
 
@@ -124,6 +127,10 @@ class Place(NamedTuple):
     predicted: float | None
     held_back_by: str
     """The rule that binds it, by name."""
+    rank: int
+    tenant: str
+    waited: float | None
+    """Seconds since it came; None when it runs."""
 
 
 class Page(NamedTuple):
@@ -346,6 +353,11 @@ def hold(id: str, fence: Fence | None, rank: int, tenant: str, slots: int, charg
     return "hold", id, f"{epoch}:{number}", f"{rank}:{tenant}", slots, charge
 
 
+def is_id(text: str) -> bool:
+    """Whether *text*, which a client may have sent, is the id of a ticket."""
+    return _ID.fullmatch(text) is not None
+
+
 def position(id: str) -> Op:
     """Where it stands: a `Place`, or GONE."""
     return "position", id
@@ -475,14 +487,15 @@ class Script:
         publish = "SPUBLISH" if sharded else "PUBLISH"
         return self.keys, [process, time, publish, epoch, fence, *rules.encoded, *chain.from_iterable(ops)]
 
-    def parse(self, reply: Any) -> Reply:
+    def parse(self, reply: object) -> Reply:
         """The reply of the script.
 
         Raises:
             Garbled: It is no reply of this script.
         """
+        fields: Any = reply  # Whatever is wrong with it shows below.
         try:
-            now, epoch, fence, in_use, limit, queued, lobby, due, resync, version, repaired, answers, told = reply
+            now, epoch, fence, in_use, limit, queued, lobby, due, resync, version, repaired, answers, told = fields
             return Reply(
                 answers=[_answer(answer) for answer in answers],
                 told=[_told(line) for line in told],
@@ -537,8 +550,9 @@ def _answer(answer: Any) -> Answer:
         _, reason, position, predicted = answer
         return Decision("", _REFUSED, _REASONS[reason], None, position, _seconds(predicted))
     if kind == _PLACE:
-        _, position, predicted, binding = answer
-        return Place(position, _seconds(predicted), binding.decode())
+        _, position, predicted, binding, key, waited = answer
+        rank, _, tenant = key.partition(b":")
+        return Place(position, _seconds(predicted), binding.decode(), int(rank), tenant.decode(), _seconds(waited))
     if kind == _PAGE:
         _, after, ids = answer
         return Page([id.decode() for id in ids], after.decode())

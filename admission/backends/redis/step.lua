@@ -18,12 +18,12 @@
 --   f      HASH  class:tenant -> finish tag, newest start tag, waiting, running
 --   debt   ZSET  tenants that left with a tag ahead of their class, lexical: class, tag, tenant; to forget the smallest
 --
--- ARGV  process, time or -, command to publish with, epoch and fence the caller saw last, version of the rules, rules of the
---       pool, number of classes, rules of each; then the operations, each as a verb and its arguments, see `ARITY`
+-- ARGV  process, time or -, command to publish with, epoch and fence the caller saw last, version of the rules, rules
+--       of the pool, number of classes, rules of each; then the operations, each a verb and its arguments, see `ARITY`
 --
--- Redis looks for free memory before a script's first write only, so a step is done whole or not at all. A step that does
--- more than take in newcomers begins with a deletion, which needs no memory: slots come back and leases are renewed
--- also where there is none left.
+-- Redis looks for free memory before a script's first write only, so a step is done whole or not at all. A step that
+-- does more than take in newcomers begins with a deletion, which needs no memory: slots come back and leases are
+-- renewed also where there is none left.
 --
 -- The functions are fields of one table because Lua makes them anew in every call, and every local of the chunk that a
 -- function mentions costs a walk over all such locals. What not every call needs is made on demand: see `waiting` and
@@ -68,7 +68,8 @@ function core.class(rank)
     return c
   end
   local raw = call('HGET', ST, 'class' .. rank)
-  c = { rank = rank, raw = raw, ceiling = 1, guaranteed = 0, period = 0, from = '[line' .. rank .. ':', to = '(line' .. rank .. ';' }
+  c = { rank = rank, raw = raw, ceiling = 1, guaranteed = 0, period = 0 }
+  c.from, c.to = '[line' .. rank .. ':', '(line' .. rank .. ';'
   if raw then
     local held, running, queued, lobby, credit, virtual, paused, debts = match(
       raw, '^held=(%S+) running=(%S+) queued=(%S+) lobby=(%S+) credit=(%S+) virtual=(%S+) paused=(%d) debts=(%S+)$'
@@ -92,7 +93,8 @@ end
 function core.pace(c)
   local p = c.pace
   if not p then
-    p = { gap = 0, advance = 0, seen = 0, last = INF, correction = 1, shortest = INF, interval_end = INF, overloaded = 0, next_start = 0 }
+    p = { gap = 0, advance = 0, seen = 0, last = INF, correction = 1, next_start = 0 }
+    p.shortest, p.interval_end, p.overloaded = INF, INF, 0
     for name, value in string.gmatch(call('HGET', ST, 'pace' .. c.rank) or '', '(%S+)=(%S+)') do
       p[name] = tonumber(value) or INF -- "never"
     end
@@ -112,8 +114,8 @@ function core.decode(id, record)
     t.rank = byte(t.key) - 48
   else
     local slots, charge, start, number, arrival, expires, by_age, position, predicted, correction
-    t.state, slots, charge, start, number, arrival, expires, t.expires_as, by_age, position, predicted, correction, t.key =
-      match(record, '^(%l+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%d) (%S+) (%S+) (%S+) (.*)$')
+    t.state, slots, charge, start, number, arrival, expires, t.expires_as, by_age, position, predicted, correction,
+      t.key = match(record, '^(%l+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%d) (%S+) (%S+) (%S+) (.*)$')
     t.rank, t.slots, t.charge, t.start = byte(t.key) - 48, tonumber(slots), tonumber(charge), tonumber(start)
     t.number, t.arrival, t.expires = tonumber(number), tonumber(arrival), tonumber(expires) or INF
     t.by_age, t.position = by_age == '1', tonumber(position)
@@ -194,7 +196,8 @@ function core.flow(c, key)
     f = { key = key, class = c, raw = raw, period = c.period, finish = 0, newest = 0, waiting = 0, running = 0 }
     if raw then
       local finish, newest, waiting, running = match(raw, '^(%d+) (%d+) (%d+) (%d+)$')
-      f.finish, f.newest, f.waiting, f.running = tonumber(finish), tonumber(newest), tonumber(waiting), tonumber(running)
+      f.finish, f.newest = tonumber(finish), tonumber(newest)
+      f.waiting, f.running = tonumber(waiting), tonumber(running)
       if f.waiting == 0 and f.running == 0 then
         f.debt = core.debt(c, f)
       end
@@ -217,8 +220,8 @@ function core.arrive(c, f, charge)
   return start
 end
 
--- When nothing of this class waits or runs, its busy period ends, and with it all debts. Tags start over from 0, so they
--- never outgrow what a double holds exactly.
+-- When nothing of this class waits or runs, its busy period ends, and with it all debts. Tags start over from 0, so
+-- they never outgrow what a double holds exactly.
 function core.rest(c)
   if c.held ~= 0 or c.queued ~= 0 or c.lobby ~= 0 then
     return
@@ -542,9 +545,10 @@ function core.flush_pool()
     if p and p.changed then
       list[#list + 1] = 'pace' .. rank
       list[#list + 1] = format(
-        'gap=%.17g advance=%.17g seen=%d last=%s correction=%.17g shortest=%s interval_end=%s overloaded=%d next_start=%.17g',
-        p.gap, p.advance, p.seen, core.never(p.last), p.correction, core.never(p.shortest), core.never(p.interval_end),
-        p.overloaded, p.next_start
+        'gap=%.17g advance=%.17g seen=%d last=%s correction=%.17g next_start=%.17g shortest=%s interval_end=%s '
+          .. 'overloaded=%d',
+        p.gap, p.advance, p.seen, core.never(p.last), p.correction, p.next_start, core.never(p.shortest),
+        core.never(p.interval_end), p.overloaded
       )
     end
   end
@@ -749,7 +753,8 @@ local function waiting()
 
   function core.evict(t, reason)
     core.leave_line(t)
-    core.tell(t, '5 ' .. t.id .. ' ' .. reason .. ' ' .. format('%d', core.rounded(core.newcomer_wait(pool.classes[t.rank]))))
+    local wait = core.rounded(core.newcomer_wait(core.class(t.rank)))
+    core.tell(t, '5 ' .. t.id .. ' ' .. reason .. ' ' .. format('%d', wait))
   end
 
   -- ---------------------------------------------------------------- the forecast (policy/forecast.py)
@@ -1045,8 +1050,8 @@ local function waiting()
     return DONE
   end
 
-  -- Someone knows a fence from the future: the server has lost what came after, and would issue fences twice. A new epoch
-  -- begins.
+  -- Someone knows a fence from the future: the server has lost what came after, and would issue fences twice. A new
+  -- epoch begins.
   function core.heard_of(epoch, grant)
     if epoch > pool.epoch or epoch == pool.epoch and grant > pool.fence then
       pool.epoch = max(pool.epoch + 1, epoch + 1, now)
@@ -1406,7 +1411,7 @@ local function rarely()
     if not t then
       return UNKNOWN
     elseif t.state == 'running' then
-      return { 10, 0, 0, 'nothing' }
+      return { 10, 0, 0, 'nothing', t.key, -1 }
     end
     local position, predicted = core.place(t)
     local c, binding = core.class(t.rank), nil
@@ -1417,7 +1422,7 @@ local function rarely()
     else
       binding = core.binding(c, t)
     end
-    return { 10, position, core.rounded(predicted), binding }
+    return { 10, position, core.rounded(predicted), binding, t.key, now - t.arrival }
   end
 
   -- What keeps the head of a class from running now.
@@ -1592,16 +1597,17 @@ do
     local in_use, limit, queued, lobby, running, paused, closed, time, epoch, fence, arrivals, ranks, version, reap_at =
       match(
         stored[1],
-        '^in_use=(%S+) limit=(%S+) queued=(%S+) lobby=(%S+) running=(%S+) paused=(%S+) closed=(%S+) now=(%S+) epoch=(%S+) '
-          .. 'fence=(%S+) arrivals=(%S+) ranks=(%S+) version=(%S+) reap_at=(%S+)$'
+        '^in_use=(%S+) limit=(%S+) queued=(%S+) lobby=(%S+) running=(%S+) paused=(%S+) closed=(%S+) now=(%S+) '
+          .. 'epoch=(%S+) fence=(%S+) arrivals=(%S+) ranks=(%S+) version=(%S+) reap_at=(%S+)$'
       )
-    pool.in_use, pool.limit, pool.queued, pool.lobby = tonumber(in_use), tonumber(limit), tonumber(queued), tonumber(lobby)
-    pool.running, pool.paused, pool.closed, now = tonumber(running), tonumber(paused), tonumber(closed), tonumber(time)
-    pool.epoch, pool.fence, pool.arrivals = tonumber(epoch), tonumber(fence), tonumber(arrivals)
+    pool.in_use, pool.limit, pool.running = tonumber(in_use), tonumber(limit), tonumber(running)
+    pool.queued, pool.lobby = tonumber(queued), tonumber(lobby)
+    pool.paused, pool.closed = tonumber(paused), tonumber(closed)
+    pool.epoch, pool.fence, pool.arrivals, now = tonumber(epoch), tonumber(fence), tonumber(arrivals), tonumber(time)
     pool.ranks, pool.version, pool.reap_at = tonumber(ranks), tonumber(version), tonumber(reap_at)
   else
-    pool.in_use, pool.limit, pool.queued, pool.lobby, pool.running, pool.paused, pool.closed, now = 0, 0, 0, 0, 0, 0, 0, 0
-    pool.epoch, pool.fence, pool.arrivals, pool.ranks, pool.version, pool.reap_at = 0, 0, 0, 0, 0, 0
+    pool.in_use, pool.limit, pool.running, pool.queued, pool.lobby, pool.paused, pool.closed = 0, 0, 0, 0, 0, 0, 0
+    pool.epoch, pool.fence, pool.arrivals, pool.ranks, pool.version, pool.reap_at, now = 0, 0, 0, 0, 0, 0, 0
     pool.is_new = true
   end
   pool.was_empty = pool.queued + pool.lobby + pool.running == 0
@@ -1711,6 +1717,6 @@ for name, lines in pairs(pool.messages) do
 end
 
 return {
-  now, pool.epoch, pool.fence, pool.in_use, pool.limit, pool.queued, pool.lobby, due, pool.resync and 1 or 0, pool.version,
-  repaired, answers, pool.told,
+  now, pool.epoch, pool.fence, pool.in_use, pool.limit, pool.queued, pool.lobby, due, pool.resync and 1 or 0,
+  pool.version, repaired, answers, pool.told,
 }
