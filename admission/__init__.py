@@ -14,7 +14,7 @@ from admission import core as _core
 from admission.asgi import QoSAdmission
 from admission.backends.redis import RedisPool
 from admission.config import Settings
-from admission.controller import AdmissionController, TicketStatus
+from admission.controller import AdmissionController
 from admission.errors import (
     AdmissionError,
     Closed,
@@ -41,6 +41,7 @@ from admission.types import (
     Sample,
     Snapshot,
     Ticket,
+    TicketStatus,
 )
 
 __compiled__ = not _core.__file__.endswith(".py")

@@ -11,7 +11,6 @@ import random
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from admission.announcer import Announcer
 from admission.backends.base import Backend, PoolRules, PoolSite, State, Waiter
@@ -36,23 +35,11 @@ from admission.types import (
     Reason,
     Snapshot,
     Ticket,
+    TicketStatus,
     Unset,
     within,
 )
 from admission.waker import Loop, Waker, running_loop
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TicketStatus:
-    """What a waiting or running ticket may be told."""
-
-    ticket: Ticket
-    position: int
-    """Now; 0 while it runs."""
-    predicted_wait: float | None
-    """Seconds to go; None while no rate is known."""
-    held_back_by: str
-    """The rule that binds it, by name; "nothing" while it runs."""
 
 
 class AdmissionController:
@@ -454,19 +441,24 @@ class AdmissionController:
         entry = self._by_id.get(ticket_id)
         if entry is None:
             return None
-        now = self.now()
+        now, ticket = self.now(), self.ticket_of(entry)
         return TicketStatus(
-            ticket=self.ticket_of(entry),
+            id=ticket.id,
+            priority=ticket.priority,
+            tenant=ticket.tenant,
+            running=ticket.running,
+            waited=ticket.waited,
             position=self._backend.position(entry),
             predicted_wait=self._backend.predicted_wait(entry, now),
             held_back_by=self._backend.held_back_by(entry, now),
         )
 
     async def look_up(self, ticket_id: str) -> TicketStatus | None:
-        """`explain`, after asking a shared pool."""
+        """`explain`, after asking a shared pool, which knows the tickets of all its processes."""
         entry = self._by_id.get(ticket_id)
-        if entry is not None:
-            await self.refresh(entry)
+        if entry is None:
+            return await self._backend.find(ticket_id)
+        await self.refresh(entry)
         return self.explain(ticket_id)
 
     def tickets(self, most: int = 1000) -> list[Ticket]:

@@ -199,6 +199,25 @@ class Ticket:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TicketStatus:
+    """What a waiting or running ticket may be told."""
+
+    id: str
+    priority: str
+    """Name of the class."""
+    tenant: str
+    running: bool
+    waited: float | None
+    """Seconds in line so far, or until the grant; None of one that runs in another process of a shared pool."""
+    position: int
+    """Now; 0 while it runs."""
+    predicted_wait: float | None
+    """Seconds to go; None while no rate is known."""
+    held_back_by: str
+    """The rule that binds it, by name; "nothing" while it runs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """What one finished request teaches a limit."""
 

@@ -135,13 +135,13 @@ class StatusPages:
         if found is None:
             return None
         return {
-            "id": found.ticket.id,
-            "priority": found.ticket.priority,
-            "tenant": self._tenant(found.ticket.tenant),
-            "state": "running" if found.ticket.running else "queued",
+            "id": found.id,
+            "priority": found.priority,
+            "tenant": self._tenant(found.tenant),
+            "state": "running" if found.running else "queued",
             "position": found.position,
             "eta": found.predicted_wait,
-            "waited": found.ticket.waited,
+            "waited": found.waited,
             "held_back_by": found.held_back_by,
         }
 
@@ -150,7 +150,7 @@ class StatusPages:
         return _missing() if place is None else json_answer(200, self._plain(place))
 
     async def _events(self, ticket: str, receive: Receive, send: Send) -> None:
-        if self._controller().explain(ticket) is None:
+        if await self._controller().look_up(ticket) is None:
             await _missing().send(send)
             return
         if self._watchers >= MAX_WATCHERS:

@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 
 from admission.line import Entry, State, Waiter
 from admission.policy.limit import Limit
-from admission.types import BackpressureMode, Outcome, PriorityClass, Reason, Snapshot
+from admission.types import BackpressureMode, Outcome, PriorityClass, Reason, Snapshot, TicketStatus
 from admission.waker import Loop
 
 __all__ = ["Backend", "Entry", "PoolRules", "PoolSite", "State", "Waiter", "deliver"]
@@ -122,6 +122,9 @@ class Backend(Protocol):
 
     async def refresh(self, entry: Entry | None = None) -> None:
         """Bring up to date what the questions answer about the pool, or about one entry; they never wait."""
+
+    async def find(self, ticket_id: str) -> TicketStatus | None:
+        """A ticket that was offered elsewhere; None when there is none, or none can be asked for."""
 
     async def stop(self) -> None:
         """Let go of whatever the loop has to do with it: connections, threads. `start` begins anew."""

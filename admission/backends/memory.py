@@ -9,7 +9,7 @@ from admission.class_state import ClassState
 from admission.core import NOTHING, Core, Decisions
 from admission.line import Entry
 from admission.policy.limit import Limit
-from admission.types import ClassSnapshot, Outcome, Reason, Snapshot, TenantSnapshot
+from admission.types import ClassSnapshot, Outcome, Reason, Snapshot, TenantSnapshot, TicketStatus
 from admission.waker import Loop, Timer
 
 
@@ -144,6 +144,10 @@ class MemoryBackend:
 
     async def refresh(self, entry: Entry | None = None) -> None:
         """Nothing: what it says is always of this instant."""
+
+    async def find(self, ticket_id: str) -> TicketStatus | None:
+        """None: all there are were offered here."""
+        return None
 
     async def stop(self) -> None:
         """Nothing: it holds nothing but a timer, which `close` has ended."""

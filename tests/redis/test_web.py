@@ -236,6 +236,9 @@ def test_a_ticket_is_told_its_place_among_the_others_tickets(
         wait_until(lambda: first.status()["queued"] == 3)
         place = httpx2.get(page, timeout=60).json()
         assert (place["position"], place["state"]) == (2, "queued")
+        # Behind one address the question may reach any of the processes.
+        elsewhere = httpx2.get(page.replace(first.url, second.url), timeout=60).json()
+        assert {**elsewhere, "waited": place["waited"], "eta": place["eta"]} == place
         for _ in range(4):
             gate.let_out(gate.wait_for_one().path)
         assert [answer.result(timeout=60).status_code for answer in answers] == [200] * 4

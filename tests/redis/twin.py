@@ -109,7 +109,15 @@ def in_seconds(rules: PoolRules) -> PoolRules:
 class Twin:
     """One pool, twice, and a trace drawn for it."""
 
-    def __init__(self, client: redis.Redis, seed: int, *, namespace: str = "twin", source: str = Script.source) -> None:
+    def __init__(
+        self,
+        client: redis.Redis,
+        seed: int,
+        *,
+        namespace: str = "twin",
+        source: str = Script.source,
+        sharded: bool = False,
+    ) -> None:
         self.draw = draw = random.Random(seed)
         self.seed = seed
         self.client = client
@@ -141,7 +149,9 @@ class Twin:
         self.calls: list[tuple[str, list[Op], int, Expected]] = []
         self.counts: Counter[str] = Counter()
         self.channel = client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
-        self.channel.subscribe(*map(self.script.channel, self.processes))
+        self.sharded = sharded
+        subscribe = self.channel.ssubscribe if sharded else self.channel.subscribe
+        subscribe(*map(self.script.channel, self.processes))
         for _ in self.processes:
             self.channel.get_message(timeout=10)  # That it is subscribed.
         for process in self.processes:
@@ -383,7 +393,7 @@ class Twin:
         calls, self.calls = self.calls, []
         pipe = self.client.pipeline(transaction=False)
         for process, ops, now, _ in calls:
-            keys, arguments = self.script.call(self.shared, process, ops, now_us=now)
+            keys, arguments = self.script.call(self.shared, process, ops, now_us=now, sharded=self.sharded)
             self.evaluate(keys=keys, args=arguments, client=pipe)
         replies = pipe.execute()
         for (process, ops, now, expected), raw in zip(calls, replies, strict=True):

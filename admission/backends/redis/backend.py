@@ -38,7 +38,7 @@ from admission.errors import NotRunning
 from admission.line import ASKED, DONE, LOBBY, REFUSED, RUNNING, WAITING, Entry
 from admission.policy.fairness import KEPT_FLOWS, Flow
 from admission.policy.limit import FixedLimit, Limit
-from admission.types import LinkSnapshot, Outcome, Reason, Sample, Snapshot
+from admission.types import LinkSnapshot, Outcome, Reason, Sample, Snapshot, TicketStatus
 from admission.waker import Loop, Timer
 
 if TYPE_CHECKING:
@@ -723,18 +723,38 @@ class RedisBackend:
         if self._loop is None or self._cut_off:
             return
         commit = self._connect()
-        told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        told: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
         def looked(answer: Answer) -> None:
             self._view.looked(answer)
-            if not told.done():
-                told.set_result(None)
+            _settle(told, answer)
 
         claim = None if entry is None else self._waiting_claim(entry)
         if claim is not None:
             commit.send(script.position(claim.id), partial(self._placed, claim))
         commit.send(script.look(), looked)
         await asyncio.wait([told], timeout=self._site.timeout)
+
+    async def find(self, ticket_id: str) -> TicketStatus | None:
+        """Ask the pool for a ticket of another process."""
+        if self._loop is None or self._cut_off or not script.is_id(ticket_id):
+            return None
+        told: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._connect().send(script.position(ticket_id), partial(_settle, told))
+        await asyncio.wait([told], timeout=self._site.timeout)
+        place = told.result() if told.done() else None
+        if not isinstance(place, script.Place) or place.rank >= len(self._rules.classes):
+            return None
+        return TicketStatus(
+            id=ticket_id,
+            priority=self._rules.classes[place.rank].name,
+            tenant=place.tenant,
+            running=place.position == 0,
+            waited=place.waited,
+            position=place.position,
+            predicted_wait=place.predicted,
+            held_back_by=place.held_back_by,
+        )
 
     def _placed(self, claim: Claim, answer: Answer) -> None:
         """The answer to a question for a position."""
@@ -809,6 +829,11 @@ class RedisBackend:
         self._limit.observe(Sample(rtt=rtt, in_flight=entry.in_flight, outcome=outcome, now=now))
         if self._limit.slots != self._view.limit and self._view.elected == self.process:
             self._steer("limit", script.resize(self._limit.slots))
+
+
+def _settle(told: asyncio.Future[Answer], answer: Answer) -> None:
+    if not told.done():
+        told.set_result(answer)
 
 
 def _refuse(entry: Entry, reason: Reason) -> None:
