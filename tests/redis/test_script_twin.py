@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import redis
 
+from admission.backends.redis.script import Script
 from tests.redis import twin
 from tests.redis.mutations import OF_RULES, Mutation
-from tests.redis.servers import Server
+from tests.redis.servers import Cluster, Server
 
 
 @pytest.mark.slow
@@ -17,6 +18,19 @@ def test_script_decides_as_the_core_does(any_redis: Server, any_redis_url: str, 
         counts = twin.run(client, 20_000, range(20), namespace=namespace)
     assert counts["operations"] >= 20_000
     assert min(counts[what] for what in ("grants at once", "grants from the line", "evictions", "lobby moves")) > 100
+
+
+def test_script_decides_as_the_core_does_on_a_cluster(redis_cluster: Cluster, namespace: str) -> None:
+    """Each pool on the node of its slot; messages go by SPUBLISH."""
+    grants = 0
+    for seed in range(100, 106):
+        node = redis_cluster.node_of(Script(namespace, f"twin{seed}").keys[0])
+        with node.client(protocol=2) as client:
+            pool = twin.Twin(client, seed, namespace=namespace, sharded=True)
+            pool.run(500)
+            pool.finish()
+        grants += pool.counts["grants from the line"]
+    assert grants > 100
 
 
 @pytest.mark.slow
