@@ -95,8 +95,17 @@ function core.pace(c)
   if not p then
     p = { gap = 0, advance = 0, seen = 0, last = INF, correction = 1, next_start = 0 }
     p.shortest, p.interval_end, p.overloaded = INF, INF, 0
-    for name, value in string.gmatch(call('HGET', ST, 'pace' .. c.rank) or '', '(%S+)=(%S+)') do
-      p[name] = tonumber(value) or INF -- "never"
+    local raw = call('HGET', ST, 'pace' .. c.rank)
+    if raw then
+      local gap, advance, seen, last, correction, next_start, shortest, interval_end, overloaded = match(
+        raw,
+        '^gap=(%S+) advance=(%S+) seen=(%S+) last=(%S+) correction=(%S+) next_start=(%S+) shortest=(%S+) '
+          .. 'interval_end=(%S+) overloaded=(%S+)$'
+      )
+      p.gap, p.advance, p.seen, p.correction = tonumber(gap), tonumber(advance), tonumber(seen), tonumber(correction)
+      p.last, p.next_start = tonumber(last) or INF, tonumber(next_start) -- "never"
+      p.shortest, p.interval_end = tonumber(shortest) or INF, tonumber(interval_end) or INF
+      p.overloaded = tonumber(overloaded)
     end
     c.pace = p
   end
@@ -685,7 +694,10 @@ local function waiting()
         c.oldest = nil -- It comes from the lobby.
       end
       call('ZADD', OLD, '0', core.old_member(t))
-      call('EXPIRE', OLD, '86400')
+      if not pool.kept_by_age then
+        pool.kept_by_age = true
+        call('EXPIRE', OLD, '86400')
+      end
     end
     local head = c.head
     if c.queued == 1 or (head and (t.start < head.start or t.start == head.start and t.number < head.number)) then
@@ -698,7 +710,7 @@ local function waiting()
     call('ZREM', W, t.member)
     if t.by_age then
       call('ZREM', OLD, core.old_member(t))
-      t.by_age = false
+      t.by_age, pool.kept_by_age = false, false -- The key may be gone with it.
     end
     if c.head == t then
       c.head = nil
