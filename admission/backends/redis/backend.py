@@ -291,6 +291,8 @@ class RedisBackend:
         if self._standby is not None:
             self._standby.release(now, claim, outcome, actual_cost)
         elif self._commit is not None and not self._cut_off and self._shares(claim) and self._runs():
+            if claim.hold is not None:  # Releases go first: it would be done after its end.
+                self._commit.unsend(claim.hold)
             if claim.fence is None:  # Let in during an outage, and the pool has not confirmed it yet.
                 self._commit.send(script.withdraw(claim.id, Reason.CANCELLED))
             else:
@@ -361,6 +363,7 @@ class RedisBackend:
         """The answer to an offer, or to `hold`."""
         assert isinstance(answer, Decision)
         claim.answered = True
+        claim.hold = None
         if claim.id in self._claims.by_id:
             self._decide(claim, answer)
         elif answer.kind is not Kind.REFUSED:
@@ -530,7 +533,7 @@ class RedisBackend:
         if self._leaving or not self._shares(claim):
             return
         if entry.state is RUNNING:
-            op = script.hold(claim.id, claim.fence, entry.rank, entry.tenant, entry.slots, entry.charge)
+            claim.hold = op = script.hold(claim.id, claim.fence, entry.rank, entry.tenant, entry.slots, entry.charge)
         else:
             claim.op = op = self._offer_of(claim, now)
         if not self._cut_off:

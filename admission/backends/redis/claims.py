@@ -22,6 +22,7 @@ class Claim:
         "answered",
         "entry",
         "fence",
+        "hold",
         "held_back_by",
         "id",
         "inner",
@@ -44,6 +45,8 @@ class Claim:
         """Whether the script has answered an offer: before, it may not be told anything else about the ticket."""
         self.fence: Fence | None = None
         """Names the grant; None while there is none, or when this process granted it by itself."""
+        self.hold: Op | None = None
+        """What tells the pool that it runs, while that is under way."""
         self.inner: Entry | None = None
         """Its entry in the pool this process runs alone during an outage."""
         self.left: Reason | None = None

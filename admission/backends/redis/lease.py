@@ -45,6 +45,9 @@ STEPS = 12
 RENEW_EVERY = 4
 """Steps between renewals that succeed."""
 
+MOMENT = 0.25
+"""Seconds a renewal that is under way has to end when the lease is given up."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseStatistics:
@@ -114,7 +117,7 @@ class Lease:
         self._failing_since: float | None = None
         self._renewed_at = -math.inf
         self._renewals = self._failures = self._stalls = 0
-        self._inside: tuple[asyncio.AbstractEventLoop, asyncio.Task[None]] | None = None
+        self._inside: tuple[asyncio.AbstractEventLoop, asyncio.Task[None], asyncio.Event] | None = None
 
     @property
     def statistics(self) -> LeaseStatistics:
@@ -146,6 +149,7 @@ class Lease:
     async def close(self) -> None:
         """Stop renewing and end the thread; the lease itself runs out by itself. It may be called again.
 
+        A renewal that is under way gets a moment: cut off, it might still be done, later than all that is said next.
         In a forked child, which has no such thread, this does nothing.
         """
         if self._thread is None or os.getpid() != self._pid:
@@ -154,8 +158,12 @@ class Lease:
         if self._timer is not None:
             self._timer.cancel()
         if self._inside is not None:
-            loop, task = self._inside
-            with suppress(RuntimeError):  # The loop is closed: the thread has ended just now.
+            loop, task, ending = self._inside
+            with suppress(RuntimeError, TimeoutError):  # The loop is closed: the thread has ended just now.
+                loop.call_soon_threadsafe(ending.set)
+                async with asyncio.timeout(MOMENT):
+                    await self._ended.wait()
+            with suppress(RuntimeError):
                 loop.call_soon_threadsafe(task.cancel)
         try:
             async with asyncio.timeout(self._deadline + 1.0):
@@ -190,11 +198,12 @@ class Lease:
     async def _renew_until_ended(self) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._inside = (asyncio.get_running_loop(), task)
+        ending = asyncio.Event()
+        self._inside = (asyncio.get_running_loop(), task, ending)
         exchange = Exchange(self.address, deadline=self._deadline)
         steps_left = 0
         try:
-            while not self._ending:
+            while not (self._ending or self._loop.is_closed()):
                 if not self._loop_turns():
                     steps_left = 0  # As soon as it turns again.
                 elif steps_left > 0:
@@ -203,7 +212,9 @@ class Lease:
                     renewed = await self._renew(exchange)
                     steps_left = RENEW_EVERY - 1 if renewed else 0
                 # Jittered, or processes that were started together renew together for ever.
-                await asyncio.sleep(self._step * random.uniform(0.8, 1.0))
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._step * random.uniform(0.8, 1.0)):
+                        await ending.wait()
         finally:
             await exchange.close()
 
