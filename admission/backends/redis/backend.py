@@ -52,9 +52,6 @@ PULSES = 3
 _dice = random.Random(secrets.randbits(64)).getrandbits
 """Four digits at the end of every id, by which digests tell one from another; the process's name keeps it secret."""
 
-FRESH = 0.1
-"""Seconds for which a position that was asked for is not asked for again."""
-
 
 class RedisBackend:
     """One pool of `Backend` in Redis or Valkey. Made by `RedisPool`; runs on asyncio."""
@@ -90,6 +87,8 @@ class RedisBackend:
         self._seen: Fence | None = None
         """Epoch and number of the latest grant heard of."""
         self._resyncs = self._stale = 0
+        self._uncompared = 0
+        """Pulses since the digests were compared."""
         self._deadline_timer: Timer | None = None
         self._deadline_due = math.inf
         self._event_timer: Timer | None = None
@@ -500,10 +499,15 @@ class RedisBackend:
         self._pulse_timer = self._loop.call_at(self._loop.now() + self._site.lease / PULSES, self._pulse)
         if self._cut_off:
             return
-        waiting = [claim.id for claim in self._claims.waiters()]
-        running = [claim.id for claim in self._claims.runners() if self._shares(claim)]
-        # A thread renews the lease. This one compares, in the order of all else that is told.
-        self._send(script.beat(round(self._site.lease * 1e6), script.digest(waiting, running)))
+        commit, digest = self._connect(), None
+        self._uncompared += 1
+        # What is on its way makes digests differ for nothing: a busy process compares once per lease all the same.
+        if commit.idle or self._uncompared >= PULSES:
+            self._uncompared = 0
+            waiting = [claim.id for claim in self._claims.waiters()]
+            running = [claim.id for claim in self._claims.runners() if self._shares(claim)]
+            digest = script.digest(waiting, running)
+        commit.send(script.beat(round(self._site.lease * 1e6), digest))
         self._look()
 
     def _look(self) -> None:

@@ -120,6 +120,11 @@ class Committer:
             task.cancel()
 
     @property
+    def idle(self) -> bool:
+        """Whether nothing waits for a call and none is under way."""
+        return not (self._calls or self._first or self._then)
+
+    @property
     def statistics(self) -> CommitStatistics:
         """What was sent so far."""
         waiting = len(self._first) + len(self._then)
