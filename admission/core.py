@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from admission.class_state import ClassState
 from admission.deadlines import Deadlines
@@ -38,9 +38,9 @@ class Decisions(NamedTuple):
     """Moved from the lobby into the line."""
 
 
-NOTHING = Decisions()
+NOTHING: Final = Decisions()
 
-SUCCESS = Outcome.SUCCESS
+SUCCESS: Final[Outcome] = Outcome.SUCCESS
 
 # Past the Python-level constructor of a named tuple, which costs more than the tuple.
 _decisions = tuple.__new__

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import Protocol
+from typing import Final, Protocol
 
 from admission.policy.fairness import Flow
 from admission.ranked import RankedList
@@ -40,8 +40,13 @@ class Waiter(Protocol):
         """The entry runs now or is refused; called exactly once, must be quick and must not raise."""
 
 
-LOBBY, WAITING, RUNNING, DONE, REFUSED, ASKED = State
 # Bound to names: reading a member off its enum costs more than all else that is done with it.
+LOBBY: Final[State] = State.LOBBY
+WAITING: Final[State] = State.WAITING
+RUNNING: Final[State] = State.RUNNING
+DONE: Final[State] = State.DONE
+REFUSED: Final[State] = State.REFUSED
+ASKED: Final[State] = State.ASKED
 
 
 class Entry:

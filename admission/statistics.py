@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import Final, TypedDict
 
 from admission.types import HistogramSnapshot, Outcome, Reason
 
@@ -32,7 +32,7 @@ SECONDS: tuple[float, ...] = (
 )
 """Upper edges for waits and run times."""
 
-MOST_PENDING = 1000
+MOST_PENDING: Final = 1000
 """Values that wait to be sorted into a histogram at most."""
 
 POSITIONS: tuple[float, ...] = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10_000, 100_000)

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field, replace
 from hmac import compare_digest
 from typing import Any, Literal, Protocol
 
+from admission.asgi.verdict import PathRule, Verdict
 from admission.types import MAX_TENANT_BYTES, Priority, PriorityClass, within
 
 Scope = Mapping[str, Any]
@@ -136,39 +137,6 @@ class RequestCounts:
     """Your own `classify` callable raised; the other rules decided."""
     client_retry: int = 0
     """Requests an SDK sent again (`x-stainless-retry-count` above 0)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What the middleware needs to know about one request."""
-
-    rank: int
-    tenant: str
-    cost: float | None = None
-    slots: int = 1
-    max_wait: float | None = None
-    """Seconds; None is the class's setting."""
-    retry: bool = False
-    """An SDK sends it again."""
-    expects_continue: bool = False
-    """The client holds its upload back until it gets `100 Continue`."""
-    plain: bool = field(init=False)
-    """Nothing of the above asks for a closer look."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "plain", not (self.retry or self.expects_continue))
-
-
-@dataclass(frozen=True, slots=True)
-class PathRule:
-    """What the path alone says: a rank (None: nothing), cost, slots, max_wait. Remembers what fields mean here."""
-
-    rank: int | None = None
-    tenant: str | None = None
-    cost: float | None = None
-    slots: int = 1
-    max_wait: float | None = None
-    known: dict[tuple[bytes, ...], Verdict] = field(default_factory=dict, repr=False)
 
 
 class Classifier:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, Final
 
 from admission.asgi.body import ByteBudget, Receive, Send
 from admission.asgi.options import Options
@@ -15,7 +15,7 @@ from admission.permit import controller_of
 ASGIApp = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 
-MARK = "admission.entry"
+MARK: Final = "admission.entry"
 """Key of the scope under which the entry is kept that a request runs on.
 
 The context variable would not do to tell whether a slot is held: servers may start a pipelined request in the

@@ -6,16 +6,14 @@ import logging
 from collections.abc import MutableMapping
 from inspect import isawaitable
 from itertools import chain
-from typing import Any, Unpack, cast
+from typing import Any, Final, Unpack, cast
 
 from admission.asgi.body import Message, Receive, Send, replaying
 from admission.asgi.classify import (
     REMEMBERED,
     Classifier,
-    PathRule,
     RequestCounts,
     Scope,
-    Verdict,
     normalised,
     route_path,
 )
@@ -24,21 +22,24 @@ from admission.asgi.options import Options, PoolOptions, SharedPoolOptions, pool
 from admission.asgi.serving import Exchange, serve
 from admission.asgi.shutdown import SignalHook, server_connection_limit
 from admission.asgi.status import StatusPages
+from admission.asgi.verdict import PathRule, Verdict
 from admission.asgi.visit import Visit
 from admission.asgi.websocket import serve_websocket, serve_websocket_in_shadow
+from admission.compilation import mypyc_attr
 from admission.controller import AdmissionController
 from admission.permit import hold_for_task
 from admission.types import BackpressureMode
 
 _log = logging.getLogger(__name__)
 
-_EXEMPT = PathRule()
-_STATUS = PathRule()
+_EXEMPT: Final = PathRule()
+_STATUS: Final = PathRule()
 
 _REMEMBERED_PATH = 256
 """Characters of the longest path whose rule is kept."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class QoSAdmission:
     """An ASGI middleware that lets in as many requests as the pool bears, and makes the others wait or turns them away.
 
@@ -163,7 +164,8 @@ class QoSAdmission:
         exchange.raw_send = send
         exchange.entry = entry
         exchange.headers = desk.at_once[entry.rank]
-        exchange.status = exchange.first_byte_at = None
+        exchange.status = 0
+        exchange.first_byte_at = None
         entry.outer = None
         scope[MARK] = entry
         hold_for_task(entry)

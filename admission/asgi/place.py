@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from admission.asgi.classify import Verdict
+from admission.asgi.verdict import Verdict
 from admission.controller import AdmissionController
 from admission.line import REFUSED, RUNNING, Entry
 from admission.types import Outcome, Reason

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, MutableMapping
-from typing import Any
+from typing import Any, Final
 
 import anyio
 
@@ -16,7 +16,7 @@ from admission.line import RUNNING, Entry
 from admission.permit import hold_for_task
 from admission.types import Outcome
 
-_OUTCOMES: Mapping[int | None, Outcome] = {
+_OUTCOMES: Mapping[int, Outcome] = {
     429: Outcome.DROPPED,
     503: Outcome.DROPPED,
     504: Outcome.DROPPED,
@@ -25,7 +25,7 @@ _OUTCOMES: Mapping[int | None, Outcome] = {
 """What a status teaches an adaptive limit, if it is not a success: by these an app says that what stands behind it is
 overloaded, or that it failed for reasons of its own."""
 
-BIG_MESSAGE = 65536
+BIG_MESSAGE: Final = 65536
 """Bytes from which on even a single body message may have to wait for its reader."""
 
 
@@ -54,8 +54,8 @@ class Exchange:
     """The server's."""
     headers: list[Header]
     """Added to the response."""
-    status: int | None
-    """Of the response, once it has started; what it would have been for an app that failed."""
+    status: int
+    """Of the response: 0 until it has started; what it would have been for an app that failed."""
     first_byte_at: float | None
 
     def send(self, message: Message) -> Awaitable[None]:
@@ -100,7 +100,7 @@ class Exchange:
 
         A refusal the app did not catch (an executor behind it was full) gets the same answer as one from here.
         """
-        if isinstance(error, Refusal) and self.status is None:
+        if isinstance(error, Refusal) and self.status == 0:
             self.status = 429
             name = self.desk.names[self.entry.rank]
             await self.desk.refusals.answer(error, scope["headers"], priority=name).send(self.raw_send)
@@ -127,7 +127,7 @@ def exchange_of(
     exchange.raw_send = send
     exchange.entry = entry
     exchange.headers = headers
-    exchange.status = None
+    exchange.status = 0
     exchange.first_byte_at = None
     entry.outer = scope.get(MARK)
     scope[MARK] = entry

@@ -16,12 +16,12 @@ import anyio
 
 from admission.asgi.beside import beside
 from admission.asgi.body import Message, Receive, Send, Spool, UploadDeadline, drain
-from admission.asgi.classify import Verdict
 from admission.asgi.desk import ASGIApp, Desk
 from admission.asgi.place import Place
 from admission.asgi.responses import Header, json_answer
 from admission.asgi.serving import serve
 from admission.asgi.streams import QueueComments, wants_events
+from admission.asgi.verdict import Verdict
 from admission.errors import Refusal
 from admission.line import ASKED, RUNNING, Entry
 from admission.types import Outcome

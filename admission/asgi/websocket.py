@@ -8,9 +8,9 @@ from typing import Any
 
 from admission.asgi.beside import beside
 from admission.asgi.body import Receive, Send, Spool
-from admission.asgi.classify import Verdict
 from admission.asgi.desk import MARK, ASGIApp, Desk
 from admission.asgi.place import Place
+from admission.asgi.verdict import Verdict
 from admission.errors import Refusal
 from admission.line import RUNNING, Entry
 from admission.permit import hold_for_task

@@ -40,10 +40,9 @@ from admission.executor.handle import (
 )
 from admission.executor.loops import WorkLoop
 from admission.executor.status import Tally
-from admission.line import ASKED
+from admission.line import ASKED, Entry
 from admission.line import LOBBY as IN_LOBBY
 from admission.line import RUNNING as GRANTED
-from admission.line import Entry
 from admission.permit import hold, outcome_of
 from admission.policy.retry import Retry
 from admission.runners import Runner

@@ -10,56 +10,19 @@ and no assignment; one that goes on to wait is handed to the worker whose name i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from contextvars import Context
 
 from admission.errors import TaskCancelled
 from admission.executor.assignment import Assignment, Desk, Options, Place
 from admission.executor.crew import Crew
-from admission.executor.handle import NO_METADATA, SUCCEEDED, Handle, ResultT
+from admission.executor.finished import Finished
+from admission.executor.handle import Handle, ResultT
 from admission.executor.stepping import Steps
 from admission.executor.worker import Handed, Worker
 from admission.line import RUNNING, Entry
 from admission.permit import hold
 from admission.runners import OnLoop
 from admission.types import Outcome
-
-
-class Finished(Handle[ResultT]):
-    """The handle of a task that succeeded before `submit` returned."""
-
-    __slots__ = ("_desk", "_entry", "_options")
-
-    def __init__(self, desk: Desk, entry: Entry, options: Options, result: ResultT) -> None:
-        self._desk = desk
-        self._entry = entry
-        self._options = options
-        self._result = result
-        self._error = None
-        self._status = SUCCEEDED
-
-    @property
-    def id(self) -> str:
-        return self._desk.controller.id_of(self._entry)
-
-    @property
-    def position(self) -> int:
-        return 0
-
-    @property
-    def estimated_wait(self) -> float | None:
-        return 0.0
-
-    @property
-    def attempts(self) -> int:
-        return 1
-
-    @property
-    def metadata(self) -> Mapping[str, object]:
-        return self._options.metadata or NO_METADATA
-
-    def cancel(self) -> bool:
-        return False
 
 
 def start(

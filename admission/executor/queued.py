@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
 from typing import Any, Generic, Literal, ParamSpec, Unpack, overload
 
-import anyio
 from typing_extensions import TypeVar
 
 from admission.controller import AdmissionController
@@ -21,6 +20,7 @@ from admission.executor import eager
 from admission.executor.assignment import Assignment, Options, Place
 from admission.executor.dead_letters import DeadLetter, DeadLetters
 from admission.executor.handle import Handle, ResultT, TaskStatus
+from admission.executor.lifespan import lifespan_of
 from admission.executor.options import Executes, ExecutesAsync, ExecutorOptions, SubmitOptions
 from admission.executor.prepared import PreparedTask
 from admission.executor.shop import Shop
@@ -434,20 +434,16 @@ class QueuedExecutor(Generic[TaskT, ResultT]):
         self._shop.closing = False
         self._shop.opened()
 
-    @asynccontextmanager
-    async def lifespan(self, *, drain_timeout: float | None = 30.0) -> AsyncGenerator[QueuedExecutor[TaskT, ResultT]]:
+    def lifespan(
+        self, *, drain_timeout: float | None = 30.0
+    ) -> AbstractAsyncContextManager[QueuedExecutor[TaskT, ResultT]]:
         """`async with executor.lifespan():` starts it, and drains it at the end, even when cancelled.
 
         Args:
             drain_timeout: Seconds that queued and running tasks have to end. None: as long as they take.
         """
         within("drain_timeout", drain_timeout, 0)
-        self.start()
-        try:
-            yield self
-        finally:
-            with anyio.CancelScope(shield=True):
-                await self.drain(drain_timeout)
+        return lifespan_of(self, drain_timeout)
 
     async def drain(self, timeout: float | None = None) -> bool:
         """Take nothing more in and wait until queued, running and retrying tasks have ended; True when all did.

@@ -34,14 +34,15 @@ at the end is charged late, so a tenant with one very long answer can be ahead b
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
-UNITS = 1000
+UNITS: Final = 1000
 """Tags count in 1/UNITS of a cost unit: 2**53 of them (the exact integers of Lua) last for 9e12 cost units."""
 
-IDLE_TAGS = 1024
+IDLE_TAGS: Final = 1024
 """Tags of absent tenants that a class which never rests remembers at most."""
 
-KEPT_FLOWS = 1024
+KEPT_FLOWS: Final = 1024
 """Flows kept over the end of a busy period: their tags mean nothing then, but they need not be made anew."""
 
 

@@ -14,11 +14,11 @@ from admission.asgi.classify import (
     Classification,
     Classifier,
     Tenant,
-    Verdict,
     normalised,
     rfc9218_urgency,
     route_path,
 )
+from admission.asgi.verdict import Verdict
 from admission.controller import AdmissionController
 from admission.types import PriorityClass
 
