@@ -150,7 +150,8 @@ class StatusPages:
         return _missing() if place is None else json_answer(200, self._plain(place))
 
     async def _events(self, ticket: str, receive: Receive, send: Send) -> None:
-        if await self._controller().look_up(ticket) is None:
+        place = await self._place(ticket)
+        if place is None:
             await _missing().send(send)
             return
         if self._watchers >= MAX_WATCHERS:
@@ -160,16 +161,15 @@ class StatusPages:
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(_until_gone, receive, group.cancel_scope)
-                await self._stream(ticket, send)
+                await self._stream(ticket, place, send)
                 group.cancel_scope.cancel()
         finally:
             self._watchers -= 1
 
-    async def _stream(self, ticket: str, send: Send) -> None:
+    async def _stream(self, ticket: str, place: dict[str, Any] | None, send: Send) -> None:
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         while True:
-            place = await self._place(ticket)
             state = "gone" if place is None else place["state"]
             event = f"event: {state}\ndata: {json.dumps(self._plain(place or {'id': ticket}))}\n\n"
             more = state == "queued"
@@ -177,6 +177,7 @@ class StatusPages:
             if not more:
                 return
             await anyio.sleep(EVENT_SECONDS)
+            place = await self._place(ticket)
 
     # ------------------------------------------------------------------ as JSON
 

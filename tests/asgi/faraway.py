@@ -16,6 +16,7 @@ from admission.types import (
     ProcessSnapshot,
     Reason,
     Snapshot,
+    TicketStatus,
 )
 from admission.waker import Loop
 
@@ -176,6 +177,9 @@ class Faraway:
         self.refreshed.append(entry)
         if entry is not None and self.answers:
             self.line_up(entry, self.answers.pop(0))
+
+    async def find(self, ticket_id: str) -> TicketStatus | None:
+        return None
 
     async def stop(self) -> None:
         self.stopped = True

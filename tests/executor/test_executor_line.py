@@ -208,9 +208,11 @@ async def test_updates_tell_every_change(gate: Gate):
             second.cancel()
             await eventually(lambda: len(seen) == 2)
             first.cancel()
-            await settle(lambda: len(seen) == 3)
+            await settle(lambda: len(seen) >= 3)
             gate.open()
-    assert seen == [("queued", 2, 0), ("queued", 1, 0), ("running", 0, 1), ("succeeded", 0, 1)]
+    # On trio, which shuffles, a look may fall between the grant and the worker's start.
+    told = [update for update in seen if update != ("queued", 0, 0)]
+    assert told == [("queued", 2, 0), ("queued", 1, 0), ("running", 0, 1), ("succeeded", 0, 1)]
     assert [update.status async for update in third.updates()] == ["succeeded"]
 
 

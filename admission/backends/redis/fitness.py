@@ -38,6 +38,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "HDEL": ("1",),
     "HGET": ("1",),
     "HGETALL": (),
+    "HKEYS": (),
     "HLEN": (),
     "HMGET": ("1",),
     "HSCAN": ("0",),
