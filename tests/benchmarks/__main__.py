@@ -1,6 +1,9 @@
 """How fast it is, next to other packages in the same run.
 
-    ./dev bench [NAMES…] [--rounds N] [--quick] [--json FILE]
+    ./dev bench [NAMES…] [--rounds N] [--quick] [--json FILE] [--compiled ENVIRONMENT]
+
+`./dev bench` builds the compiled build into an environment of its own and gives it along: "admission" is then that one,
+beside "admission, pure Python".
 
 Only ratios within one run mean anything: contenders take turns, so that whatever else the machine does hits all of
 them alike. Nothing here asserts a time.
@@ -12,6 +15,8 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tests.benchmarks.builds import Build
+from tests.benchmarks.calibration import calibrate
 from tests.benchmarks.contended_speed import measure_contended
 from tests.benchmarks.core_speed import measure_core
 from tests.benchmarks.executor_speed import measure_executor
@@ -38,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     parser.add_argument("--rounds", type=int, help="interleaved rounds of each measurement (11; quick: 2)")
     parser.add_argument("--quick", action="store_true", help="under a minute: shows that all works, measures little")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there too")
+    parser.add_argument("--compiled", type=Path, metavar="ENVIRONMENT", help="where the compiled build is installed")
     options = parser.parse_args(arguments)
     for name in options.names:
         if name not in BENCHMARKS:
@@ -45,8 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     rounds = options.rounds if options.rounds is not None else 2 if options.quick else 11
     if rounds < 1:
         parser.error(f"--rounds is {rounds}: it must be at least 1")
-    report = Report(Plan(rounds=rounds, quick=options.quick))
-    for name in options.names or BENCHMARKS:
+    compiled = None if options.compiled is None else Build.compiled(options.compiled)
+    report = Report(Plan(rounds=rounds, quick=options.quick, compiled=compiled))
+    names = options.names or list(BENCHMARKS)
+    if names != ["redis"]:
+        calibrate(report)
+    for name in names:
         BENCHMARKS[name](report)
     report.summary()
     if options.json is not None:

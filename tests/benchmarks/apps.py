@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from tests.benchmarks.builds import OURS, PURE
 from tests.benchmarks.traffic import KEYS, TIERS, key_digest
 
 Scope = MutableMapping[str, Any]
@@ -28,6 +29,8 @@ ROOM = 100_000
 
 PHYSICAL_PATH = "/physical-limit"
 
+OURS_WITHOUT_FIELDS = "admission, without response headers"
+
 
 async def instant(scope: Scope, receive: Receive, send: Send) -> None:
     """Answers at once."""
@@ -38,7 +41,7 @@ async def instant(scope: Scope, receive: Receive, send: Send) -> None:
 
 async def working(scope: Scope, receive: Receive, send: Send) -> None:
     """Answers after 5 ms of asynchronous work; on one path, with how often that can be done in a second."""
-    global _worked
+    global _worked, _pieces
     if scope["path"] == PHYSICAL_PATH:
         body = str(await _physical_limit(float(scope["query_string"]))).encode()
         headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(body)).encode())]
@@ -48,15 +51,22 @@ async def working(scope: Scope, receive: Receive, send: Send) -> None:
     begun = time.perf_counter()
     await asyncio.sleep(WORK_SECONDS)
     _worked += time.perf_counter() - begun
+    _pieces += 1
     await instant(scope, receive, send)
 
 
 _worked = 0.0
+_pieces = 0
 
 
 def work_done() -> float:
     """Seconds of work done so far in this process, all slots together."""
     return _worked
+
+
+def pieces_done() -> int:
+    """How many pieces that were."""
+    return _pieces
 
 
 async def _physical_limit(seconds: float) -> float:
@@ -75,7 +85,7 @@ async def _physical_limit(seconds: float) -> float:
     return done / (loop.time() - begun)
 
 
-def nothing(app: App) -> App:
+def nothing(app: App, limit: int, queue: int) -> App:
     """What any middleware costs."""
 
     async def passed_on(scope: Scope, receive: Receive, send: Send) -> None:
@@ -101,6 +111,11 @@ def admission(app: App, limit: int, queue: int, *, response_headers: bool = True
     return QoSAdmission(
         app, controller=controller, tenants=tenants, response_headers=response_headers, drain_on_signal=False
     )
+
+
+def without_fields(app: App, limit: int, queue: int) -> App:
+    """The same with `response_headers=False`."""
+    return admission(app, limit, queue, response_headers=False)
 
 
 def semaphore(app: App, limit: int, queue: int) -> App:
@@ -136,7 +151,7 @@ def concurrency_limiter(app: App, limit: int, queue: int) -> App:
     slots = Resource(limit)
     wrapped = Limiter(timeout=30.0, resources=[slots]).resources([slots])(app)
     # It can be called with any arguments, so uvicorn would take it for an app factory.
-    return nothing(wrapped)
+    return nothing(wrapped, limit, queue)
 
 
 def slowapi(app: App, limit: int, queue: int) -> App:
@@ -192,7 +207,9 @@ APPS: dict[str, Build] = {
     "bare": bare,
     "bare, again": bare,
     "bare, with our 4 header fields": four_fields,
-    "admission": admission,
+    OURS: admission,
+    PURE: admission,
+    OURS_WITHOUT_FIELDS: without_fields,
     "asyncio.Semaphore": semaphore,
     "LiteLLM": litellm,
     "fastapi-concurrency-limiter": concurrency_limiter,

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.apps import APPS, OURS_WITHOUT_FIELDS
+from tests.benchmarks.builds import OURS, PURE, THIS
 from tests.benchmarks.report import Report
 
-ROOT = Path(__file__).parents[2]
+COMPILED = {OURS, OURS_WITHOUT_FIELDS}
+"""Contenders that run on the compiled build, where there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +32,22 @@ class Server:
         """Seconds of work it has done so far, all slots together."""
         return self._ask("worked")
 
+    def pieces_done(self) -> float:
+        """How many pieces of work that were."""
+        return self._ask("pieces")
+
     def _ask(self, what: str) -> float:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(f"{what}\n")
         self.process.stdin.flush()
         return float(self.process.stdout.readline())
+
+
+def contenders(report: Report, *left_out: str) -> list[str]:
+    """The names of all servers there are to measure, but for some."""
+    out = left_out if report.plan.compiled is not None else (*left_out, PURE)
+    return [name for name in APPS if name not in out]
 
 
 @contextmanager
@@ -47,10 +58,11 @@ def serving(
     processes: dict[str, subprocess.Popen[str]] = {}
     try:
         for name in names:
-            command = [sys.executable, "-m", "tests.benchmarks.server", name]
+            build = report.plan.compiled if name in COMPILED and report.plan.compiled is not None else THIS
+            command = [build.python, "-m", "tests.benchmarks.server", name]
             command += [f"--limit={limit}", f"--queue={queue}", *(["--work"] if work else [])]
             processes[name] = subprocess.Popen(
-                command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                command, cwd=build.root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             )
         servers: dict[str, Server] = {}
         for name, process in processes.items():

@@ -9,13 +9,14 @@ import statistics
 import time
 import tracemalloc
 from collections import deque
-from functools import partial
+from functools import cache, partial
 
 from admission import AdmissionController, FixedLimit
 from admission.controller import Sleeper
 from admission.core import Core
 from admission.line import Entry
 from admission.types import DEFAULT_CLASSES
+from tests.benchmarks.builds import OURS, twins
 from tests.benchmarks.measure import interleaved, lower_quartile, paired_ratio
 from tests.benchmarks.report import Report
 
@@ -69,32 +70,61 @@ def measure_core(report: Report) -> None:
     """The pure core at 10 and at 100,000 waiting, and the memory of a waiter of the controller."""
     plan = report.plan
     long = plan.scaled(100_000, 10_000)
-    report.begin("core", f"{SLOTS} slots; every ticket has a deadline; µs of this process's CPU time")
-    gc.collect()
-    pools = {
-        "10 waiting, 10 tenants": Pool(10, 10, (2,)),
-        f"{long:,} waiting, 1,000 tenants": Pool(long, 1000, (2,)),
-        f"{long:,} waiting, 1 tenant": Pool(long, 1, (2,)),
-        f"{long:,} waiting, 1,000 tenants, 4 classes": Pool(long, 1000, (0, 1, 2, 3)),
+    report.begin("core", f"{SLOTS} slots; every ticket has a deadline; µs of its process's CPU time")
+    lines = {
+        "10 waiting, 10 tenants": (10, 10, 1),
+        f"{long:,} waiting, 1,000 tenants": (long, 1000, 1),
+        f"{long:,} waiting, 1 tenant": (long, 1, 1),
+        f"{long:,} waiting, 1,000 tenants, 4 classes": (long, 1000, 4),
     }
-    small, big = list(pools)[:2]
+    small, big = list(lines)[:2]
     count = plan.scaled(20_000, 1000)
-    times = interleaved({name: partial(pool.turn_over, count) for name, pool in pools.items()}, plan.rounds)
-    positions = interleaved({name: partial(pool.positions, 1000) for name, pool in pools.items()}, plan.rounds)
-    rows = [
-        (name, lower_quartile(times[name]), paired_ratio(times[name], times[small]), lower_quartile(positions[name]))
-        for name in pools
-    ]
-    report.table("offer + release, and position", ("line", "µs", "÷ 10 waiting", "position µs"), rows)
-    report.at_most(f"core: offer + release at {long:,} ÷ at 10 waiting", paired_ratio(times[big], times[small]), 3.0)
-    report.at_most(f"core: position at {long:,} waiting", lower_quartile(positions[big]), 10.0, "µs")
-    pools.clear()
-    gc.collect()
+    with twins(plan.compiled) as by_name:
+        of = {(name, line): (twin, shape) for name, twin in by_name.items() for line, shape in lines.items()}
+        times = interleaved(
+            {key: partial(twin.call, turn_over, *shape, count) for key, (twin, shape) in of.items()}, plan.rounds
+        )
+        asked = interleaved(
+            {key: partial(twin.call, positions, *shape, 1000) for key, (twin, shape) in of.items()}, plan.rounds
+        )
+        for name in by_name:
+            rows = []
+            for line in lines:
+                found = times[name, line]
+                ratio = paired_ratio(found, times[name, small])
+                rows.append((line, lower_quartile(found), ratio, lower_quartile(asked[name, line])))
+            columns = ("line", "µs", "÷ 10 waiting", "position µs")
+            report.table(f"{name}: offer + release, and position", columns, rows)
+        ratio = paired_ratio(times[OURS, big], times[OURS, small])
+        report.at_most(f"core: offer + release at {long:,} ÷ at 10 waiting", ratio, 3.0)
+        report.at_most(f"core: position at {long:,} waiting", lower_quartile(asked[OURS, big]), 10.0, "µs")
 
-    count = plan.scaled(100_000, 5000)
-    memory = asyncio.run(_memory(count))
-    report.table("memory", ("what", "bytes"), [("a waiting ticket: entry, place in line, waker, deadline", memory)])
-    report.at_most(f"core: memory of a waiting ticket, {count:,} waiting", memory, 1024.0, "bytes")
+    waiters = plan.scaled(100_000, 5000)
+    with twins(plan.compiled) as by_name:  # New ones, with nothing in their memory yet.
+        memory = {name: twin.call(bytes_of_a_waiter, waiters) for name, twin in by_name.items()}
+    what = "a waiting ticket: entry, place in line, waker, deadline"
+    report.table(f"memory of {what}", ("build", "bytes"), list(memory.items()))
+    report.at_most(f"core: memory of a waiting ticket, {waiters:,} waiting", memory[OURS], 1024.0, "bytes")
+
+
+@cache
+def _pool(waiting: int, tenants: int, classes: int) -> Pool:
+    return Pool(waiting, tenants, (0, 1, 2, 3) if classes == 4 else (2,))
+
+
+def turn_over(waiting: int, tenants: int, classes: int, count: int) -> float:
+    """Microseconds for a release and an offer in a line like that, which stays as long as it is."""
+    return _pool(waiting, tenants, classes).turn_over(count)
+
+
+def positions(waiting: int, tenants: int, classes: int, count: int) -> float:
+    """Microseconds for one question after a position in that line."""
+    return _pool(waiting, tenants, classes).positions(count)
+
+
+def bytes_of_a_waiter(count: int) -> float:
+    """Bytes for each of *count* waiters."""
+    return asyncio.run(_memory(count))
 
 
 async def _memory(count: int) -> float:

@@ -14,13 +14,13 @@ from typing import Any
 from admission import Priority
 from admission.executor import QueuedExecutor
 from admission.policy.retry import Retry
+from tests.benchmarks.builds import OURS, twins
 from tests.benchmarks.measure import EventLoopFactory, event_loops, interleaved, paired_ratio, run, upper_quartile
 from tests.benchmarks.report import Report
 
 CALLERS = 64
 
-PLAIN = "admission"
-FULL = "admission, timeout, retry, callbacks, context"
+EVERYTHING = ", timeout, retry, callbacks, context"
 PEERS = ("aiometer", "pulq")
 """Those the claim is about; bulkman, which is a circuit breaker first, is only shown beside them."""
 
@@ -34,6 +34,12 @@ async def nothing(task: object) -> object:
     return task
 
 
+async def waits(task: object) -> object:
+    """The task that lets everyone else run once."""
+    await asyncio.sleep(0)
+    return task
+
+
 async def traced(task: object) -> object:
     """The task that finds the submitter's context."""
     return trace.get()
@@ -44,31 +50,41 @@ def measure_executor(report: Report) -> None:
     plan = report.plan
     report.begin("executor", f"no-op coroutines, {CALLERS} callers; per second of CPU time, upper quartile")
     count = plan.scaled(40_000, 64 * 20)
-    contenders: dict[str, tuple[Measure, int]] = {
-        PLAIN: (partial(_submit, workers=CALLERS), count),
-        FULL: (partial(_submit_with_everything, workers=CALLERS), count),
-        "admission, execute()": (_execute, count),
-        "admission, 8 workers, so that 56 wait in line": (partial(_submit, workers=8), count),
-        "a task each: create_task, await": (_tasks, count),
-    }
+    others: dict[str, tuple[Measure, int]] = {"a task each: create_task, await": (_tasks, count)}
     for name, measure in (("aiometer", _aiometer), ("pulq", _pulq), ("bulkman", _bulkman)):
         try:
             importlib.import_module(name)
         except ImportError as error:
             report.missing(name, f"cannot be imported here ({error})")
         else:
-            contenders[name] = (measure, max(CALLERS, count // 8))
-    for loop, factory in event_loops().items():
-        rates = interleaved(
-            {name: partial(_rate, factory, measure, n) for name, (measure, n) in contenders.items()}, plan.rounds
-        )
-        rows = [(name, upper_quartile(found), paired_ratio(found, rates[PLAIN])) for name, found in rates.items()]
-        report.table(loop, ("contender", "tasks/s", "÷ admission"), rows)
-        report.at_least(f"executor, {loop}: submit + await", upper_quartile(rates[PLAIN]), 200_000, "/s")
-        report.at_least(f"executor, {loop}: the same with everything on", upper_quartile(rates[FULL]), 100_000, "/s")
-        for peer in PEERS:
-            if peer in rates:
-                report.at_least(f"executor, {loop}: ÷ {peer}", paired_ratio(rates[PLAIN], rates[peer]), 3.0)
+            others[name] = (measure, max(CALLERS, count // 8))
+    with twins(plan.compiled) as by_name:
+        for loop, factory in event_loops().items():
+            contenders: dict[str, Callable[[], float]] = {
+                f"{name}{way}": partial(twin.call, ours_per_second, loop, way, count)
+                for name, twin in by_name.items()
+                for way in WAYS
+            }
+            contenders |= {name: partial(_rate, factory, measure, n) for name, (measure, n) in others.items()}
+            rates = interleaved(contenders, plan.rounds)
+            rows = [(name, upper_quartile(found), paired_ratio(found, rates[OURS])) for name, found in rates.items()]
+            report.table(loop, ("contender", "tasks/s", "÷ admission"), rows)
+            plain, full = rates[OURS], rates[OURS + EVERYTHING]
+            report.at_least(f"executor, {loop}: submit + await", upper_quartile(plain), 200_000, "/s")
+            report.at_least(f"executor, {loop}: the same with everything on", upper_quartile(full), 100_000, "/s")
+            for peer in PEERS:
+                if peer in rates:
+                    report.at_least(f"executor, {loop}: ÷ {peer}", paired_ratio(plain, rates[peer]), 3.0)
+
+
+def tasks_per_second(count: int) -> float:
+    """A task each, on asyncio: what the machine gives without any executor."""
+    return _rate(asyncio.new_event_loop, _tasks, count)
+
+
+def ours_per_second(loop: str, way: str, count: int) -> float:
+    """Tasks a second through an executor of ours, on the event loop of that name."""
+    return _rate(event_loops()[loop], WAYS[way], count)
 
 
 def _rate(factory: EventLoopFactory, measure: Measure, count: int) -> float:
@@ -90,8 +106,8 @@ async def _call(count: int, once: Callable[[], Awaitable[object]]) -> float:
 # ---------------------------------------------------------------------- ours
 
 
-async def _submit(count: int, *, workers: int) -> float:
-    executor = QueuedExecutor(executor=nothing, max_workers=workers, max_queue_size=0)
+async def _submit(count: int, *, workers: int, task: Callable[[object], Awaitable[object]] = nothing) -> float:
+    executor = QueuedExecutor(executor=task, max_workers=workers, max_queue_size=0)
 
     async def once() -> None:
         await (await executor.submit(1))
@@ -207,3 +223,14 @@ async def _bulkman(count: int) -> float:
     rate = await _call(count, once)
     await bulkhead.shutdown()
     return rate
+
+
+WAYS: dict[str, Measure] = {
+    "": partial(_submit, workers=CALLERS),
+    EVERYTHING: partial(_submit_with_everything, workers=CALLERS),
+    ", execute()": _execute,
+    ", 8 workers": partial(_submit, workers=8),
+    ", 8 workers, tasks that wait once": partial(_submit, workers=8, task=waits),
+}
+"""Ways to use the executor: what is said of them behind the build's name. Only the last makes tasks wait in line: one
+that does nothing is over before the next comes."""

@@ -6,10 +6,11 @@ import asyncio
 import gc
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
 
 EventLoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
@@ -30,13 +31,13 @@ def run(factory: EventLoopFactory, coroutine: Coroutine[object, object, T]) -> T
         return runner.run(coroutine)
 
 
-def interleaved(contenders: Mapping[str, Callable[[], T]], rounds: int, *, warm_up: int = 1) -> dict[str, list[T]]:
+def interleaved(contenders: Mapping[K, Callable[[], T]], rounds: int, *, warm_up: int = 1) -> dict[K, list[T]]:
     """What every contender returned, round by round, without the first *warm_up* rounds.
 
     Each round goes through all of them, and starts with another one than the round before: whoever comes first
     always, or last, would have something that the others have not.
     """
-    results: dict[str, list[T]] = {name: [] for name in contenders}
+    results: dict[K, list[T]] = {name: [] for name in contenders}
     names = list(contenders)
     for number in range(warm_up + rounds):
         turn = number % len(names)

@@ -12,6 +12,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from tests.benchmarks.builds import Build
+
 WIDTH = 80
 
 
@@ -23,6 +25,8 @@ class Plan:
     """Interleaved rounds of each measurement."""
     quick: bool
     """Only show that it works: short rounds, whose figures mean little."""
+    compiled: Build | None = None
+    """The compiled build, where there is one: it is measured as `admission`, beside the pure one."""
 
     def scaled(self, full: int, quick: int) -> int:
         """*full*, or *quick* in a quick run."""
@@ -112,6 +116,7 @@ class Report:
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
             "rounds": self.plan.rounds,
             "quick": self.plan.quick,
+            "compiled": self.plan.compiled is not None,
             "claims": [asdict(claim) for claim in self.claims],
             "figures": self.figures,
             "not_measured": self.absent,

@@ -2,8 +2,8 @@
 
 `python -m tests.benchmarks.server NAME` says `{"port": …}` on its standard output, or `{"absent": …}` when the
 contender cannot be imported here. Then it answers each line on its standard input, `cpu` with the CPU time it has used,
-`worked` with the work it has done, both in seconds, and ends when that is closed: so it never outlives whoever
-started it.
+`worked` with the work it has done, both in seconds, `pieces` with how many pieces that were, and ends when that is
+closed: so it never outlives whoever started it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 
 import uvicorn
 
-from tests.benchmarks.apps import APPS, instant, work_done, working
+from tests.benchmarks.apps import APPS, instant, pieces_done, work_done, working
 
 
 def main() -> None:
@@ -62,8 +62,9 @@ def say(message: object) -> None:
 
 def obey(server: uvicorn.Server) -> None:
     """Answer the parent until it is gone."""
+    answers = {"cpu": time.process_time, "worked": work_done, "pieces": pieces_done}
     for line in sys.stdin:
-        say(work_done() if line.strip() == "worked" else time.process_time())
+        say(answers[line.strip()]())
     server.should_exit = True
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.benchmarks.__main__ import main
+from tests.benchmarks.builds import ROOT
 from tests.benchmarks.load import Connection, Load
 from tests.benchmarks.report import Plan, Report
 
 
-def quick(name: str) -> Report:
+def quick(name: str, *options: str) -> Report:
     """A quick run of one benchmark."""
-    return main([name, "--quick", "--rounds", "1"])
+    return main([name, "--quick", "--rounds", "1", *options])
 
 
 def test_core_benchmark_tells_cost_position_and_memory(capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,6 +33,19 @@ def test_core_benchmark_tells_cost_position_and_memory(capsys: pytest.CaptureFix
     ]
 
 
+def test_compiled_build_is_measured_beside_the_pure_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Here it is this very build again, but in an environment that looks like that of the compiled one."""
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    (tmp_path / "checkout").symlink_to(ROOT)
+    quick("core", "--compiled", str(tmp_path))
+    printed = capsys.readouterr().out
+    assert "admission: offer + release" in printed
+    assert "admission, pure Python: offer + release" in printed
+
+
 def test_wakeup_benchmark_tells_both_event_loops(capsys: pytest.CaptureFixture[str]) -> None:
     """`wakeup` compares with a bare future on asyncio and on uvloop."""
     report = quick("wakeup")
@@ -44,7 +59,10 @@ def test_in_process_benchmark_tells_what_the_middleware_adds(capsys: pytest.Capt
     printed = capsys.readouterr().out
     assert "called directly, POST, fields as openai's" in printed
     assert "through uvicorn, GET, fields as curl's" in printed
-    assert [claim.what for claim in report.claims] == ["http-inprocess: CPU added to a request"]
+    assert [claim.what for claim in report.claims] == [
+        "http-inprocess: CPU added to a request",
+        "http-inprocess: the same beyond our 4 fields",
+    ]
 
 
 def test_executor_benchmark_tells_plain_and_full_rates(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import Callable, Coroutine
 from functools import partial
 
 from admission import AdmissionController
 from admission.controller import Sleeper
 from admission.line import Entry
-from tests.benchmarks.measure import EventLoopFactory, event_loops, interleaved, lower_quartile, paired_ratio, run
+from tests.benchmarks.builds import OURS, twins
+from tests.benchmarks.measure import event_loops, interleaved, lower_quartile, paired_ratio, run
 from tests.benchmarks.report import Report
 
 Times = tuple[float, float, float]
@@ -26,43 +26,35 @@ def measure_wakeup(report: Report) -> None:
     plan = report.plan
     report.begin("wakeup", "one waiter, one grant at a time; medians of a round, lower quartile of the rounds")
     count = plan.scaled(20_000, 1000)
-    for loop, factory in event_loops().items():
-        times = interleaved(
-            {
-                "bare future": partial(_run, factory, _futures, count),
-                "admission": partial(_run, factory, _permits, count),
-            },
-            plan.rounds,
-        )
-        whole = {name: [t[0] for t in found] for name, found in times.items()}
-        wake = {name: [t[1] for t in found] for name, found in times.items()}
-        resume = {name: [t[2] for t in found] for name, found in times.items()}
-        rows = [
-            ("create a future, set its result, go on", lower_quartile(whole["bare future"]), None),
-            ("   of this, from set_result on", lower_quartile(wake["bare future"]), None),
-            (
-                "acquire, wait in line, release elsewhere, go on",
-                lower_quartile(whole["admission"]),
-                paired_ratio(whole["admission"], whole["bare future"]),
-            ),
-            (
-                "   of this, from the release on",
-                lower_quartile(wake["admission"]),
-                paired_ratio(wake["admission"], wake["bare future"]),
-            ),
-            (
-                "   of this, from the grant on",
-                lower_quartile(resume["admission"]),
-                paired_ratio(resume["admission"], wake["bare future"]),
-            ),
-        ]
-        report.table(loop, ("what", "µs", "÷ bare"), rows)
-        ratio = paired_ratio(resume["admission"], whole["bare future"])
-        report.at_most(f"wakeup, {loop}: grant to resume ÷ a future's create, set, resume", ratio, 2.0)
+    with twins(plan.compiled) as by_name:
+        for loop in event_loops():
+            times = interleaved(
+                {"bare future": partial(by_name[OURS].call, wake_up, loop, "future", count)}
+                | {name: partial(twin.call, wake_up, loop, "permit", count) for name, twin in by_name.items()},
+                plan.rounds,
+            )
+            whole = {name: [t[0] for t in found] for name, found in times.items()}
+            wake = {name: [t[1] for t in found] for name, found in times.items()}
+            resume = {name: [t[2] for t in found] for name, found in times.items()}
+            rows: list[tuple[str, float, float | None]] = [
+                ("create a future, set its result, go on", lower_quartile(whole["bare future"]), None),
+                ("   of this, from set_result on", lower_quartile(wake["bare future"]), None),
+            ]
+            for name in by_name:
+                for what, found, base in (
+                    (f"{name}: acquire, wait in line, release elsewhere, go on", whole, whole),
+                    ("   of this, from the release on", wake, wake),
+                    ("   of this, from the grant on", resume, wake),
+                ):
+                    rows.append((what, lower_quartile(found[name]), paired_ratio(found[name], base["bare future"])))
+            report.table(loop, ("what", "µs", "÷ bare"), rows)
+            ratio = paired_ratio(resume[OURS], whole["bare future"])
+            report.at_most(f"wakeup, {loop}: grant to resume ÷ a future's create, set, resume", ratio, 2.0)
 
 
-def _run(factory: EventLoopFactory, measure: Callable[[int], Coroutine[object, object, Times]], count: int) -> Times:
-    return run(factory, measure(count))
+def wake_up(loop: str, what: str, count: int) -> Times:
+    """The times of a future or of a permit, on the event loop of that name."""
+    return run(event_loops()[loop], _permits(count) if what == "permit" else _futures(count))
 
 
 async def _futures(count: int) -> Times:
