@@ -15,7 +15,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -60,8 +60,9 @@ class Twin:
         """What *function*, of one of these modules, returns there. Arguments are sent as JSON."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps([function.__module__, function.__qualname__, arguments]) + "\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # Said below.
+            self._process.stdin.write(json.dumps([function.__module__, function.__qualname__, arguments]) + "\n")
+            self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(f"the process that measures {function.__qualname__} has ended; see its error above")
@@ -83,7 +84,8 @@ def _twin(build: Build) -> Iterator[Twin]:
             yield Twin(process)
         finally:
             assert process.stdin is not None
-            process.stdin.close()  # It then ends by itself.
+            with suppress(BrokenPipeError):
+                process.stdin.close()  # It then ends by itself.
 
 
 def main() -> None:
