@@ -40,6 +40,12 @@ class Server:
         return Echo(list(ops))
 
 
+async def turns() -> None:
+    """Let what was begun come to its end; what has failed waits longer than that for its next try."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
 def committer(server: Server) -> Committer:
     return Committer(server.call, lambda reply: None)  # type: ignore[arg-type]
 
@@ -113,7 +119,7 @@ async def test_a_failed_batch_goes_again_before_all_else() -> None:
     server.open.set()
     commit, heard = committer(server), []
     commit.send("offer 1", heard.append)  # type: ignore[arg-type]
-    await commit.drain()
+    await turns()
     assert heard == []
     commit.send("offer 2", heard.append)  # type: ignore[arg-type]
     commit.resume()
@@ -144,7 +150,7 @@ async def test_everyone_who_asks_the_same_is_told() -> None:
 
     commit.send("look", listener("first"))
     commit.send("look", listener("second"))
-    await commit.drain()
+    await turns()
     commit.send("look", listener("third"))
     commit.resume()
     await commit.drain()
@@ -166,3 +172,31 @@ async def test_a_listener_that_fails_keeps_nobody_else_from_hearing(caplog: pyte
     await commit.drain()
     assert heard == ["offer 2"]
     assert "failed on what the shared pool answered" in caplog.text
+
+
+async def test_drain_tries_again_at_once_and_as_often_as_it_takes() -> None:
+    """What is said last, before the connection is closed, must not be lost to a failure just before."""
+    server = Server(failing=3)
+    server.open.set()
+    commit, heard = committer(server), []
+    commit.send("offer 1")
+    await turns()
+    commit.send("leave", heard.append)  # type: ignore[arg-type]
+    await commit.drain()
+    assert heard == ["leave"]
+    assert server.batches == [["offer 1"], *[["offer 1", "leave"]] * 3]
+
+
+async def test_drain_ends_when_the_other_side_is_gone() -> None:
+    """Then nothing is sent any more."""
+    server = Server()
+    commit = committer(server)
+    commit.send("offer 1")
+    await turns()
+    draining = asyncio.ensure_future(commit.drain())
+    await turns()
+    commit.suspend()
+    server.failing = 1
+    server.open.set()
+    await draining
+    assert server.batches == [["offer 1"]]

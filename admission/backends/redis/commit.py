@@ -107,10 +107,10 @@ class Committer:
         self._flush()
 
     async def drain(self) -> None:
-        """Wait until all is answered, or a call has failed."""
-        while (self._first or self._then or self._tasks) and not self._held_up:
+        """Wait until all is answered, however often it has to be tried, or `suspend`. It may take for ever."""
+        while (self._first or self._then or self._tasks) and not self._suspended:
             if not self._tasks:
-                self._flush()
+                self.resume()
             await asyncio.wait(self._tasks)
 
     def cancel(self) -> None:
