@@ -21,7 +21,7 @@ from typing import Any
 
 import uvloop
 
-from admission import AdmissionController, AdmissionError, Permit
+from admission import AdmissionController, AdmissionError, Permit, PriorityClass
 from admission.backends.redis import RedisPool
 from admission.errors import Refusal
 
@@ -56,10 +56,10 @@ class Remote:
         """Somebody acquires there."""
         self._say("acquire", name=name, wishes=wishes)
 
-    def release(self, name: str) -> None:
+    def release(self, name: str, actual_cost: float | None = None) -> None:
         """Somebody gives the slots back."""
         self.became.pop(name)
-        self._say("release", name=name)
+        self._say("release", name=name, actual_cost=actual_cost)
 
     def cancel(self, name: str) -> None:
         """Somebody goes, waiting or not."""
@@ -133,6 +133,8 @@ class _Process:
     def __init__(self, url: str, namespace: str, options: dict[str, Any]) -> None:
         site = {name: options.pop(name) for name in ("lease", "timeout", "on_outage") if name in options}
         options = {"max_concurrency": 1, "max_queue_size": 0, "max_wait": None, **options}
+        if "classes" in options:
+            options["classes"] = [PriorityClass(**rules) for rules in options["classes"]]
         self.controller = AdmissionController(backend=RedisPool(url, namespace=namespace, **site), **options)
         self.permits: dict[str, Permit] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
@@ -164,8 +166,8 @@ class _Process:
         else:
             say(name=name, became="granted")
 
-    async def release(self, name: str) -> None:
-        self.permits.pop(name).release()
+    async def release(self, name: str, actual_cost: float | None) -> None:
+        self.permits.pop(name).release(actual_cost=actual_cost)
 
     async def cancel(self, name: str) -> None:
         self.tasks[name].cancel()
