@@ -324,6 +324,20 @@ async def test_the_newest_rules_hold_for_all(make: Make) -> None:
     await is_empty(old)
 
 
+async def test_who_is_started_again_with_the_same_rules_undoes_no_resize(make: Make) -> None:
+    """What was steered, or learnt, since the pool began is nobody's rules; other rules bring their own limit."""
+    old = make()
+    await old.refresh()
+    old.resize(3)
+    await peace(old)
+    await make().refresh()
+    await peace(old)
+    assert old.limit == 3
+    await make(max_concurrency=2).refresh()
+    await peace(old)
+    assert old.limit == 2
+
+
 async def test_a_class_only_the_elder_rules_know_is_served_to_its_end(make: Make) -> None:
     """Who waits in it is not stranded by a newcomer's rules."""
     old = make(classes=[PriorityClass(name="a"), PriorityClass(name="b")])

@@ -1642,7 +1642,10 @@ do
   pool.rules, pool.first_rules, pool.known = ARGV, 9, first_op - 9
   if version > pool.version then
     pool.version, pool.new_rules = version, table.concat(ARGV, '\n', 7, first_op - 1)
-    pool.limit = tonumber(match(ARGV[7], '^limit=(%d+)'))
+    -- Who brings the same rules has only been started again: what was steered or learnt since stays.
+    if pool.new_rules ~= call('HGET', ST, 'rules') then
+      pool.limit = tonumber(match(ARGV[7], '^limit=(%d+)'))
+    end
     pool.ranks = max(pool.ranks, first_op - 9)
   elseif version < pool.version then
     pool.rules, pool.first_rules = {}, 3
