@@ -18,6 +18,7 @@ from admission.backends.redis import RedisPool
 from admission.errors import NotRunning
 from admission.policy.limit import Limit
 from admission.portal import SyncController
+from admission.testing import RecordingObserver
 from tests.controller.test_contract import Crowd, Make, PoolContract, is_empty, peace, until
 
 pytestmark = pytest.mark.anyio
@@ -529,3 +530,21 @@ async def test_many_come_and_go_and_every_slot_comes_back(make: Make, in_flight:
     assert done > 3 * in_flight
     for controller in controllers:
         await is_empty(controller)
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_observers_hear_once_of_who_left_on_the_way_in(make: Make, turns: int) -> None:
+    """Evicted if there was no answer yet, else what the answer was and then its end; never both."""
+    recording = RecordingObserver()
+    controller = make(observers=(recording,))
+    async with anyio.create_task_group() as tasks:
+        crowd = Crowd(controller, tasks)
+        tasks.start_soon(crowd._acquire, "leaves", {})
+        await until(lambda: "leaves" in crowd.scopes)
+        for _ in range(turns):
+            await checkpoint()
+        crowd.scopes["leaves"].cancel()
+    for permit in crowd.permits.values():
+        permit.release()
+    await is_empty(controller)
+    assert [type(event).__name__ for event in recording.events] in (["Evicted"], ["Granted", "Released"])

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 import anyio
 import pytest
 
-from admission import AdmissionController, Reason, Rejected, WaitTimeout
+from admission import AdmissionController, Evicted, Reason, Rejected, WaitTimeout
 from admission.backends.redis import RedisPool
 from admission.policy.limit import Limit
 from tests.controller.test_contract import Crowd, is_empty, peace, until
@@ -333,3 +333,66 @@ async def test_the_log_says_each_transition_once(proxy: Proxy, reach: Reach, cap
     assert sum("breaker" in line and "closed again" in line for line in said) == 1
     assert len(said) < 10
     await is_empty(controller)
+
+
+@pytest.mark.parametrize("on_outage", ["degrade", "open", "closed"])
+async def test_whatever_happens_to_the_link_nothing_is_lost(
+    proxy: Proxy, reach: Reach, redis_url: str, caplog: pytest.LogCaptureFixture, on_outage: str
+) -> None:
+    """Fault after fault under load, with people that give up: everyone is answered, and in the end nothing is held."""
+    here, also = (reach(proxy.url, 3, 6, on_outage=on_outage, lease=1.5, timeout=0.25) for _ in range(2))
+    there = reach(redis_url, 3, 6, lease=1.5, timeout=0.25)
+    over = False
+    served = refused = 0
+
+    async def client(number: int) -> None:
+        nonlocal served, refused
+        controller, turn = (here, also, there)[number % 3], number
+        while not over:
+            turn += 7
+            try:
+                with anyio.move_on_after(0.03 if turn % 5 == 0 else 20) as scope:
+                    wishes = {"tenant": f"{turn % 3}", "priority": ("high", "low", "normal")[turn % 3]}
+                    async with controller.admit(**wishes, max_wait=(None, 0.0, 0.2)[turn % 3]) as permit:
+                        await anyio.sleep(0.001 * (turn % 4))
+                        permit.release(actual_cost=turn % 4)
+                    served += 1
+                assert not (scope.cancelled_caught and turn % 5), "somebody waited in vain"
+            except (Rejected, Evicted):
+                refused += 1
+                await anyio.sleep(0.005)
+
+    async def break_it() -> None:
+        nonlocal over
+        for fault, mend in (
+            (proxy.cut, proxy.welcome),
+            (proxy.hold, proxy.let_go),
+            (lambda: proxy.lose_every(2, "EVALSHA"), proxy.lose_none),
+            (lambda: proxy.cut(only_subscribed=True), proxy.welcome),
+            (lambda: (proxy.refuse(), proxy.cut()), proxy.welcome),
+            (lambda: proxy.lose_every(3, "EVALSHA", silently=True), proxy.lose_none),
+            (lambda: (proxy.hold(), proxy.cut()), proxy.let_go),
+        ):
+            fault()
+            await anyio.sleep(0.9)  # Long enough for a breaker to open; nothing depends on it.
+            mend()
+            before = served
+            await until(lambda: state(here) == state(also) == "closed" and served > before + 20)  # noqa: B023
+        over = True
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(18):
+            tasks.start_soon(client, number)
+        tasks.start_soon(break_it)
+    assert refused > 0
+    for controller in (here, also, there):
+        await is_connected(controller)
+    await until(lambda: not any(controller.tickets() for controller in (here, also, there)))
+    with anyio.fail_after(20):  # What was done, but never heard of, is found by comparing.
+        while True:
+            await there.refresh()
+            if (there.in_flight, there.queued) == (0, 0):
+                break
+            await anyio.sleep(0.05)
+    wrong = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    assert not wrong

@@ -105,6 +105,25 @@ async def test_waiters_move_to_the_pool_of_the_outage_and_back(server: Server, r
     await is_empty(controller)
 
 
+@pytest.mark.parametrize("on_outage", ["degrade", "open", "closed"])
+async def test_a_server_that_comes_later_is_joined(server: Server, reach: Reach, on_outage: str) -> None:
+    """It was not there when the process started: the outage's rules hold from the first request on."""
+    server.kill()
+    controller = reach(server.url, 1, on_outage=on_outage)
+    if on_outage == "closed":
+        with pytest.raises(Rejected) as away:
+            await controller.acquire()
+        assert away.value.reason is Reason.UNAVAILABLE
+    permits = [] if on_outage == "closed" else [await controller.acquire()]
+    server.start()
+    await is_connected(controller)
+    await seen(controller, in_flight=len(permits))
+    for permit in permits:
+        permit.release()
+    (await controller.acquire()).release()
+    await is_empty(controller)
+
+
 async def test_who_leaves_during_an_outage_leaves_nobody_waiting(server: Server, reach: Reach) -> None:
     """Its waiters are refused at once, and closing takes no longer than it must."""
     controller = reach(server.url, 1)
