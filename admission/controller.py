@@ -18,7 +18,7 @@ from admission.backends.memory import MemoryBackend
 from admission.backends.redis import RedisPool
 from admission.errors import AdmissionError, NotRunning, Refusal, refusal
 from admission.events import Observer
-from admission.line import DONE, REFUSED, RUNNING, Entry
+from admission.line import DONE, REFUSED, RUNNING, WAITS, Entry
 from admission.permit import Permit, held_entry
 from admission.policy.limit import FixedLimit, Limit
 from admission.policy.shedding import retry_after
@@ -344,7 +344,7 @@ class AdmissionController:
         self._backend.withdraw(self.now(), entry, reason)
         if entry.id is not None and entry.state is not State.RUNNING:
             self._by_id.pop(entry.id, None)
-        if self._announcer is not None and was in _WAITS:
+        if self._announcer is not None and was in WAITS:
             self._announcer.withdrawn(entry)
         if self._idle:
             self._wake_idle()
@@ -695,9 +695,6 @@ class Sleeper:
     def decided(self, entry: Entry) -> None:
         """Get up and look."""
         self.waker.wake()
-
-
-_WAITS = (State.WAITING, State.LOBBY, State.ASKED)
 
 
 def _never_finishes(now: float, entry: Entry) -> bool:

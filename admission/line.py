@@ -48,6 +48,9 @@ DONE: Final[State] = State.DONE
 REFUSED: Final[State] = State.REFUSED
 ASKED: Final[State] = State.ASKED
 
+WAITS: Final = (ASKED, WAITING, LOBBY)
+"""Nothing is decided yet."""
+
 
 class Entry:
     """A ticket as the pool keeps it while it waits and runs; `Ticket` is its frozen picture.

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from admission.backends.base import PoolRules, Waiter
 from admission.backends.redis import script
 from admission.backends.redis.breaker import BreakerState
-from admission.backends.redis.claims import WAITS, Claim, Claims
+from admission.backends.redis.claims import Claim, Claims
 from admission.backends.redis.commit import Committer
 from admission.backends.redis.exchange import Call, Unreachable
 from admission.backends.redis.lease import Lease
@@ -35,7 +35,7 @@ from admission.backends.redis.site import RedisPool
 from admission.backends.redis.view import View
 from admission.deadlines import Deadlines
 from admission.errors import NotRunning
-from admission.line import ASKED, DONE, LOBBY, REFUSED, RUNNING, WAITING, Entry
+from admission.line import ASKED, DONE, LOBBY, REFUSED, RUNNING, WAITING, WAITS, Entry
 from admission.policy.fairness import KEPT_FLOWS, Flow
 from admission.policy.limit import FixedLimit, Limit
 from admission.types import LinkSnapshot, Outcome, Reason, Sample, Snapshot, TicketStatus

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from admission.backends.redis.script import Fence, Op
-from admission.line import ASKED, LOBBY, RUNNING, WAITING, Entry
+from admission.line import RUNNING, WAITS, Entry
 from admission.statistics import ClassStatistics
 from admission.types import Outcome, Reason
-
-WAITS = (ASKED, WAITING, LOBBY)
 
 
 class Claim:

@@ -46,11 +46,6 @@ class CommitStatistics:
     largest: int
     """Operations in the largest batch so far."""
 
-    @property
-    def mean_batch(self) -> float:
-        """Operations per call; 0.0 before the first."""
-        return self.operations / self.calls if self.calls else 0.0
-
 
 class Committer:
     """Gathers operations and sends them in batches. Belongs to one asyncio loop.
