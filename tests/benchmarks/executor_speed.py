@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import logging
 import time
+import warnings
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
 from functools import partial
@@ -53,7 +54,8 @@ def measure_executor(report: Report) -> None:
     others: dict[str, tuple[Measure, int]] = {"a task each: create_task, await": (_tasks, count)}
     for name, measure in (("aiometer", _aiometer), ("pulq", _pulq), ("bulkman", _bulkman)):
         try:
-            importlib.import_module(name)
+            with warnings.catch_warnings(action="ignore"):  # What a peer uses is its own affair.
+                importlib.import_module(name)
         except ImportError as error:
             report.missing(name, f"cannot be imported here ({error})")
         else:

@@ -210,7 +210,7 @@ def test_a_request_costs_its_tenant_the_tokens_it_used(
 
 @pytest.mark.parametrize(
     "body",
-    [b"no json", b"[]", b"{}", b'{"messages": "hello"}', b'{"messages": [{"role": "user", "content": 1e999}]}'],
+    [b"no json", b"[]", b"{}", b'{"messages": "hello"}', b'{"messages": [{"role": "user", "content": 7}]}'],
 )
 def test_a_body_that_makes_no_sense_is_a_400(url: str, body: bytes) -> None:
     """The client is told what is wrong in the error shape it understands, and the server lives on."""
