@@ -80,7 +80,8 @@ def summary(run: Run) -> str:
     """What is claimed."""
     counts = {kind: sum(found == kind for found, _ in run.wrong) for kind in WRONGS}
     found = ", ".join(f"{number} {kind}" for kind, number in counts.items())
-    return f"{run.setting.processes} processes, {run.load.total:,} requests, {len(run.ticks)} faults: {found}"
+    done = f"{run.setting.processes} processes, {run.load.total:,} requests, {len(run.ticks)} faults"
+    return f"{done}: {found}; {run.ledger.unprovoked} times cut off without a fault"
 
 
 def report(run: Run, seed: int) -> dict[str, object]:

@@ -27,6 +27,10 @@ class Kind(IntEnum):
     """It has ended."""
     DEAD = 3
     """The process is gone, and all it ran with it. Written by whoever killed it."""
+    CUT_OFF = 4
+    """The process cannot reach the pool, and goes by itself from now on."""
+    REJOINED = 5
+    """It can again, and is about to tell the pool what it runs."""
 
 
 class Record(NamedTuple):

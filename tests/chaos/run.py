@@ -78,7 +78,7 @@ class Run:
         self.arena = Arena(setting, directory)
         self.keys = Keys(self.arena.redis, self.arena.namespace, POOL)
         self.load = Load(self.arena.targets, seed, setting.timeout)
-        self.ledger = Ledger(setting.limit, setting.share)
+        self.ledger = Ledger(setting.limit, setting.share, setting.lease)
         self.dice = Random(seed)
         self.wrong: list[tuple[str, str]] = []
         self.ticks: list[Tick] = []

@@ -85,17 +85,27 @@ async def _answer(send: Send, body: bytes) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def note_who_is_let_in_alone() -> set[str]:
-    """Ids of the tickets this process lets in by itself from now on."""
+def note_what_is_done_alone(number: int, journal: Journal) -> set[str]:
+    """Write down when this process goes alone, and back; the ids of the tickets it lets in by itself meanwhile."""
     alone: set[str] = set()
-    follow = RedisBackend._follow
+    follow, go_alone, rejoin = RedisBackend._follow, RedisBackend._go_alone, RedisBackend._rejoin
 
     def following(backend: RedisBackend, claim: Any, now: float) -> None:
         follow(backend, claim, now)
         if claim.entry.state.name == "RUNNING":
             alone.add(claim.id)
 
+    def going_alone(backend: RedisBackend, now: float) -> None:
+        journal.write(number, Kind.CUT_OFF)
+        go_alone(backend, now)
+
+    def rejoining(backend: RedisBackend, now: float) -> None:
+        journal.write(number, Kind.REJOINED)
+        rejoin(backend, now)
+
     RedisBackend._follow = following  # type: ignore[method-assign]
+    RedisBackend._go_alone = going_alone  # type: ignore[method-assign]
+    RedisBackend._rejoin = rejoining  # type: ignore[method-assign]
     return alone
 
 
@@ -113,7 +123,8 @@ def main() -> None:
     parser.add_argument("--loop", default="asyncio")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    alone = note_who_is_let_in_alone()
+    journal = Journal(options.journal)
+    alone = note_what_is_done_alone(options.number, journal)
     if os.environ.get(VARIABLE):
         BROKEN[os.environ[VARIABLE]]()
     site = RedisPool(
@@ -132,7 +143,7 @@ def main() -> None:
         classes=CLASSES,
     )
     app = QoSAdmission(
-        Work(options.number, Journal(options.journal), controller, alone),
+        Work(options.number, journal, controller, alone),
         controller=controller,
         trust_headers=True,
         exempt_paths=(BLOCK,),
