@@ -415,6 +415,16 @@ class AdmissionController:
         return 0 if self._announcer is None else self._announcer.errors
 
     @property
+    def process(self) -> str:
+        """What a shared pool calls this process: new with every start. Empty where the pool is this process's own."""
+        return self._backend.process
+
+    @property
+    def waiting(self) -> int:
+        """Tickets of this process that wait."""
+        return self._backend.waiting
+
+    @property
     def in_flight(self) -> int:
         """Slots in use."""
         return self._backend.in_flight

@@ -48,6 +48,10 @@ class Backend(Protocol):
     """
 
     @property
+    def process(self) -> str:
+        """What a shared pool calls this process; empty of a pool of this process alone."""
+
+    @property
     def answers_later(self) -> bool:
         """Whether an entry may be `ASKED` when `offer` returns: the pool is kept elsewhere."""
 

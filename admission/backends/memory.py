@@ -17,6 +17,7 @@ class MemoryBackend:
     """Drives a `Core` on one event loop."""
 
     answers_later = False
+    process = ""
 
     def __init__(self, core: Core) -> None:
         self._core = core

@@ -63,7 +63,8 @@ class RedisBackend:
         self._rules = rules
         self._limit = rules.limit
         self._script = Script(site.namespace, rules.name)
-        self._shared = script.SharedRules(rules, limit=rules.limit.slots, version=time.time_ns() // 1000)
+        version = 1 if site.joins else time.time_ns() // 1000
+        self._shared = script.SharedRules(rules, limit=rules.limit.slots, version=version)
         self.process = secrets.token_hex(8)
         """Names this process in the pool; new with every start."""
         self._claims = Claims(len(rules.classes))

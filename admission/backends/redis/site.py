@@ -31,6 +31,7 @@ class RedisPool:
         lease: Seconds after which the slots of a process that was killed are free again. A shorter one is renewed
             more often, and a process that hangs for as long loses its slots.
         timeout: Seconds a call to the server may take.
+        joins: Leave the rules as they are where the pool has some: this process's own hold only where it is the first.
 
     Raises:
         ValueError: An option is outside its range; the message names it, its value and the range.
@@ -41,6 +42,7 @@ class RedisPool:
     on_outage: Literal["degrade", "open", "closed"] = "degrade"
     lease: float = 12.0
     timeout: float = 1.0
+    joins: bool = False
 
     def __post_init__(self) -> None:
         if not _NAMESPACE.fullmatch(self.namespace):

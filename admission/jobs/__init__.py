@@ -1,0 +1,1 @@
+"""Durable jobs that share the capacity of online requests."""
