@@ -9,8 +9,14 @@
     │       └── WaitTimeout   max_wait or the deadline ran out   (also a TimeoutError)
     ├── NotRunning            used before start, or on another event loop than it was started on
     ├── TaskTimeout           an executor's task ran longer than its timeout   (also a TimeoutError)
-    ├── TaskCancelled         an executor's task was ended by its handle, or by the end of its event loop
-    └── PermanentError        raised *by a task*: do not retry me
+    ├── TaskCancelled         a task or job was ended by its handle, or by the end of its event loop
+    ├── PermanentError        raised *by a task*: do not retry me
+    ├── Unavailable           the server that keeps the jobs cannot be reached, or has no memory left
+    ├── BadArguments          what a job is given does not fit its function     (also a ValueError)
+    ├── PayloadTooLarge       a job, result or value is larger than it may be   (also a ValueError)
+    ├── UnknownTask           no task of that name is registered                (also a LookupError)
+    ├── JobNotFound           there is no such job (any more)                   (also a LookupError)
+    └── JobFailed             a job failed for good: it is among the dead letters
 
 Refusals carry data, not prose to parse: `reason`, `retry_after` and `position`.
 """
@@ -82,12 +88,74 @@ class TaskTimeout(AdmissionError, TimeoutError):
 class TaskCancelled(AdmissionError):
     """A task was ended before it had a result: `handle.cancel()`, a drain that ran out of time, the loop's end.
 
+    Of a job: `job.cancel()`.
+
     No `CancelledError`: whoever awaits the task is not being cancelled.
     """
 
 
 class PermanentError(AdmissionError):
     """Raise this (or a subclass) in a task to end it at once, whatever its retry policy."""
+
+
+class Unavailable(AdmissionError):
+    """What was asked was not acknowledged: the server cannot be reached, does not answer, or has no memory left.
+
+    A job that was being enqueued may have been taken in all the same, if its answer was lost.
+    """
+
+
+class BadArguments(AdmissionError, ValueError):
+    """What a job is given does not fit its function. Nothing was stored.
+
+    Attributes:
+        task: Name of the task.
+        argument: Name of the argument; empty when the call as a whole does not fit.
+    """
+
+    def __init__(self, message: str, *, task: str, argument: str = "") -> None:
+        super().__init__(message)
+        self.task = task
+        self.argument = argument
+
+
+class PayloadTooLarge(AdmissionError, ValueError):
+    """A job, a result or a value is larger than it may be. Nothing was sent.
+
+    Attributes:
+        size, limit: Bytes.
+    """
+
+    def __init__(self, message: str, *, size: int, limit: int) -> None:
+        super().__init__(message)
+        self.size = size
+        self.limit = limit
+
+
+class UnknownTask(AdmissionError, LookupError):
+    """No task of that name is registered with this queue."""
+
+
+class JobNotFound(AdmissionError, LookupError):
+    """There is no such job: there never was, or what was kept of it has expired."""
+
+
+class JobFailed(AdmissionError):
+    """A job failed for good.
+
+    Attributes:
+        kind: Why, with few possible values: those of `BuryKind`.
+        error: Its last error, in one line.
+        traceback: Where it was raised; empty where there is none.
+        attempts: Starts in all.
+    """
+
+    def __init__(self, message: str, *, kind: str, error: str, traceback: str, attempts: int) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.error = error
+        self.traceback = traceback
+        self.attempts = attempts
 
 
 def refusal(

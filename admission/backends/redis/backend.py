@@ -77,7 +77,7 @@ class RedisBackend:
         self._loop: Loop | None = None
         self._link: Link | None = None
         self._lease: Lease | None = None
-        self._commit: Committer | None = None
+        self._commit: Committer[Op, Answer, Reply] | None = None
         self._listening: asyncio.Task[None] | None = None
         self._embedded: Embedded | None = None
         self._standby: Standby | None = None
@@ -119,7 +119,7 @@ class RedisBackend:
         self._loop = loop
         self._abandon()
 
-    def _connect(self) -> Committer:
+    def _connect(self) -> Committer[Op, Answer, Reply]:
         """The way to the server; opened on first use."""
         if self._commit is None:
             url = self._server_url()
@@ -168,7 +168,7 @@ class RedisBackend:
                 self._embedded.close()
                 self._embedded = None
 
-    async def _say_goodbye(self, commit: Committer) -> None:
+    async def _say_goodbye(self, commit: Committer[Op, Answer, Reply]) -> None:
         if self._pulse_timer is not None:
             self._pulse_timer.cancel()
         if self._cut_off:

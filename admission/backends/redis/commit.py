@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
+from typing import Generic, Protocol, TypeAlias, TypeVar, cast
 
 from admission.backends.redis.exchange import Unreachable
-from admission.backends.redis.script import Answer, Op, Reply
 
-__all__ = ["MOST_CALLS", "MOST_OPERATIONS", "CommitStatistics", "Committer", "Heard"]
+__all__ = ["MOST_CALLS", "MOST_OPERATIONS", "Batch", "CommitStatistics", "Committer", "Heard"]
 
 logger = logging.getLogger("admission.redis")
 
 T = TypeVar("T")
+Answer = TypeVar("Answer")
+Op = TypeVar("Op")
+Reply = TypeVar("Reply", bound="Batch")
 
 MOST_OPERATIONS = 256
 """Operations one call carries: the script blocks its server meanwhile."""
@@ -31,8 +33,16 @@ MOST_CALLS = 2
 RETRY_AFTER = 0.05
 """Seconds until a failed batch is tried again, unless the breaker has opened."""
 
-Heard = Callable[[Answer], None]
+Heard: TypeAlias = Callable[[Answer], None]
 """Told the answer to one operation."""
+
+
+class Batch(Protocol):
+    """What the committer has to know of a reply."""
+
+    @property
+    def answers(self) -> Sequence[object]:
+        """One per operation, in their order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,22 +57,31 @@ class CommitStatistics:
     """Operations in the largest batch so far."""
 
 
-class Committer:
-    """Gathers operations and sends them in batches. Belongs to one asyncio loop.
+class Committer(Generic[Op, Answer, Reply]):
+    """Gathers operations of one script and sends them in batches. Belongs to one asyncio loop.
 
     Args:
         call: Sends one batch. Raises `Unreachable`; the batch is then tried again, in front of all else, so every
             operation must do no harm when it is done twice.
         replied: Told what a reply says besides the answers, before those are told.
+        weigh: How many ordinary operations one is as heavy as, at least 1: a call carries `MOST_OPERATIONS` of them
+            together, or a single one that is heavier. None: all are ordinary.
     """
 
-    def __init__(self, call: Callable[[Sequence[Op]], Awaitable[Reply]], replied: Callable[[Reply], None]) -> None:
+    def __init__(
+        self,
+        call: Callable[[Sequence[Op]], Awaitable[Reply]],
+        replied: Callable[[Reply], None],
+        *,
+        weigh: Callable[[Op], int] | None = None,
+    ) -> None:
         self._call = call
         self._replied = replied
+        self._weigh = weigh
         # Two lines: what frees capacity goes before what needs it, so that a release and the next offer of this
         # process are one hop. As dictionaries, which keep order and let an unsent operation be taken back.
-        self._first: dict[Op, Heard | None] = {}
-        self._then: dict[Op, Heard | None] = {}
+        self._first: dict[Op, Heard[Answer] | None] = {}
+        self._then: dict[Op, Heard[Answer] | None] = {}
         self._calls = 0
         """Under way."""
         self._due = False
@@ -72,7 +91,7 @@ class Committer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._made = self._sent = self._largest = 0
 
-    def send(self, op: Op, heard: Heard | None = None, *, first: bool = False) -> None:
+    def send(self, op: Op, heard: Heard[Answer] | None = None, *, first: bool = False) -> None:
         """Have *op* done with the next call, and *heard* told its answer."""
         line = self._first if first else self._then
         if op in line:  # Said twice before it left, like two looks, or pause, resume and pause: the last word counts.
@@ -90,6 +109,12 @@ class Committer:
         except KeyError:
             return False
         return True
+
+    def forget(self, op: Op, heard: Heard[Answer]) -> None:
+        """Do not send *op* (again), unless somebody else than *heard* wants it too. It may have been done."""
+        for line in (self._first, self._then):
+            if line.get(op) is heard:
+                del line[op]
 
     def suspend(self) -> None:
         """The other side is gone: forget what it has not answered, and send nothing until `resume`."""
@@ -137,19 +162,36 @@ class Committer:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    def _next_batch(self) -> dict[Op, Heard | None]:
+    def _next_batch(self) -> dict[Op, Heard[Answer] | None]:
         """The oldest operations, those that free capacity first."""
-        if len(self._first) + len(self._then) <= MOST_OPERATIONS:
-            batch = _joined(self._first, self._then)
+        if self._weigh is None and len(self._first) + len(self._then) <= MOST_OPERATIONS:
+            everything = _joined(self._first, self._then)
             self._clear()
-            return batch
-        batch = dict(islice(self._first.items(), MOST_OPERATIONS))
-        for op in batch:
-            del self._first[op]
-        more = list(islice(self._then, MOST_OPERATIONS - len(batch)))
-        for op in more:
-            batch[op] = _both(batch.get(op), self._then.pop(op))
+            return everything
+        batch: dict[Op, Heard[Answer] | None] = {}
+        room = MOST_OPERATIONS
+        for line in (self._first, self._then):
+            chosen, room = self._fitting(line, room)
+            for op in chosen:
+                batch[op] = _both(batch.get(op), line.pop(op))
         return batch
+
+    def _fitting(self, line: Iterable[Op], room: int) -> tuple[list[Op], int]:
+        """The operations at the head of *line* that fit, and the room they leave."""
+        if self._weigh is None:
+            chosen = list(islice(line, room))
+            return chosen, room - len(chosen)
+        chosen = []
+        for op in line:
+            weight = self._weigh(op)
+            # One that is too heavy by itself goes alone.
+            if weight > room and not (room == MOST_OPERATIONS and not chosen):
+                return chosen, 0
+            chosen.append(op)
+            room -= weight
+            if room <= 0:
+                return chosen, 0
+        return chosen, room
 
     def _clear(self) -> None:
         self._first.clear()
@@ -159,7 +201,7 @@ class Committer:
         if not self._suspended:
             self.resume()
 
-    async def _commit(self, batch: dict[Op, Heard | None]) -> None:
+    async def _commit(self, batch: dict[Op, Heard[Answer] | None]) -> None:
         try:
             reply = await self._call(list(batch))
         except Exception as error:
@@ -175,7 +217,8 @@ class Committer:
         # The next batch first: it travels while the answers are told.
         self._flush()
         _tell(self._replied, reply)
-        for heard, answer in zip(batch.values(), reply.answers, strict=True):
+        answers = cast("Sequence[Answer]", reply.answers)
+        for heard, answer in zip(batch.values(), answers, strict=True):
             if heard is not None:
                 _tell(heard, answer)
 
@@ -188,7 +231,7 @@ def _tell(heard: Callable[[T], None], news: T) -> None:
         logger.exception("%r failed on what the shared pool answered", heard)
 
 
-def _both(one: Heard | None, other: Heard | None) -> Heard | None:
+def _both(one: Heard[Answer] | None, other: Heard[Answer] | None) -> Heard[Answer] | None:
     if one is None or other is None:
         return one or other
 
@@ -199,7 +242,9 @@ def _both(one: Heard | None, other: Heard | None) -> Heard | None:
     return heard
 
 
-def _joined(before: dict[Op, Heard | None], after: dict[Op, Heard | None]) -> dict[Op, Heard | None]:
+def _joined(
+    before: dict[Op, Heard[Answer] | None], after: dict[Op, Heard[Answer] | None]
+) -> dict[Op, Heard[Answer] | None]:
     """All of them in order; what stands in both comes as late as it was said last, and both hear the answer."""
     joined = {**before, **after}
     if len(joined) < len(before) + len(after):

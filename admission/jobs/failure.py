@@ -1,0 +1,49 @@
+"""An error as a job keeps it: JSON for people, of bounded size. Nothing is ever made an exception again from it."""
+
+from __future__ import annotations
+
+import traceback
+from typing import NamedTuple
+
+from pydantic_core import from_json, to_json
+
+__all__ = ["Failure", "describe", "failure_of"]
+
+MOST_ERROR = 1000
+"""Characters of an error's text that are kept."""
+
+MOST_TRACEBACK = 16_000
+"""Characters of a traceback that are kept: its end, where the error was raised."""
+
+
+class Failure(NamedTuple):
+    """What is kept of an error."""
+
+    error: str
+    """In one line: its type, and what it says."""
+    traceback: str
+    """Empty where there is none."""
+
+
+def failure_of(error: BaseException) -> Failure:
+    """What to keep of *error*."""
+    said = " ".join(str(error).split())
+    kind = type(error).__name__
+    lines = "".join(traceback.format_exception(error)) if error.__traceback__ is not None else ""
+    return Failure((f"{kind}: {said}" if said else kind)[:MOST_ERROR], lines[-MOST_TRACEBACK:])
+
+
+def describe(failure: Failure) -> str:
+    """The JSON text that travels with `retry` and `bury`."""
+    return to_json({"error": failure.error, "traceback": failure.traceback}).decode()
+
+
+def read(text: str) -> Failure:
+    """What `describe` wrote; other text is taken for the error itself."""
+    try:
+        data = from_json(text) if text else {}
+    except ValueError:
+        data = text
+    if isinstance(data, dict):
+        return Failure(str(data.get("error", "")), str(data.get("traceback", "")))
+    return Failure(str(data)[:MOST_ERROR], "")
