@@ -9,8 +9,9 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from admission.jobs.types import BuryKind, JobState
 
@@ -19,6 +20,28 @@ ID_DIGITS = 24
 
 MOST_TAKEN = 256
 """Jobs one `take` brings at most."""
+
+MOST_OPERATIONS = 1000
+"""Operations one call may carry."""
+
+PROCESS_DIGITS = 16
+"""Hex digits that name a process."""
+
+_MOST_BYTES = 4_000_000
+"""Longest message that is looked at."""
+
+_OF_POOL = ("st", "lease")
+
+_KEYS = (
+    *_OF_POOL,
+    *(
+        f"j:{name}"
+        for name in (
+            *("st", "job", "body", "res", "ready", "ring", "debt", "tag", "delayed", "taken"),
+            *("dead", "done", "dedup", "procs", "hungry"),
+        )
+    ),
+)
 
 Word = str | int
 
@@ -108,7 +131,8 @@ class Page(NamedTuple):
     """Where to go on with `ls`; empty after the last page."""
 
 
-class Count(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Count:
     """How many a `purge` took, and whether there are more."""
 
     count: int
@@ -211,7 +235,7 @@ def put(id: str, rank: int, tenant: str, charge: int, delay_us: int, dedup_key: 
 
 
 def take(rank: int, count: int, tenants: Tenants | None = None, steal: Tenants | None = ()) -> Op:
-    """Deliver jobs of one class to this process: `Took`, maybe empty.
+    """Deliver jobs of one class to this process: `Took`, maybe empty; or STALE while it has no lease.
 
     Args:
         count: 1 to `MOST_TAKEN`.
@@ -222,7 +246,10 @@ def take(rank: int, count: int, tenants: Tenants | None = None, steal: Tenants |
 
 
 def want(ranks: Sequence[int], tenants: Tenants | None = None, steal: Tenants | None = ()) -> Op:
-    """Have this process told `wake RANK` once, when a job that it would take becomes ready. DONE."""
+    """Have this process told `wake RANK` once, when a job that it would take becomes ready, or at once if one is.
+
+    DONE, or STALE: without a lease it could not take it.
+    """
     return "want", "".join(map(str, ranks)), _names(tenants), _names(steal)
 
 
@@ -338,19 +365,24 @@ class Script:
         ValueError: One of them contains a brace.
     """
 
-    source = ""
-    sha = ""
+    source = Path(__file__).with_name("jobs.lua").read_text(encoding="utf-8")
+    sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+
+    __slots__ = ("_prefix", "keys")
 
     def __init__(self, namespace: str, pool: str) -> None:
-        raise NotImplementedError
+        if any(brace in namespace + pool for brace in "{}"):
+            raise ValueError(f"namespace {namespace!r}, pool {pool!r}: they must not contain braces")
+        self._prefix = f"{{{namespace}:{pool}}}"
+        self.keys: tuple[str, ...] = tuple(f"{self._prefix}{name}" for name in _KEYS)
 
     def channel(self, process: str) -> str:
         """Where messages for that process are published."""
-        raise NotImplementedError
+        return f"{self._prefix}j:to:{process}"
 
     def value_key(self, name: str) -> str:
         """Where a value that tasks pass on is kept, outside the script."""
-        raise NotImplementedError
+        return f"{self._prefix}j:kv:{name}"
 
     def call(
         self, bounds: Bounds, process: str, ops: Sequence[Op], *, sharded: bool = False, now_us: int | None = None
@@ -359,15 +391,136 @@ class Script:
 
         Args:
             process: 16 hex digits; its lease in the pool says whether it lives.
+            ops: Done in this order.
             sharded: The server is a cluster: publish by SPUBLISH.
             now_us: The time, for tests. None: the server's.
+
+        Raises:
+            ValueError: There are too many operations, or *process* is no name for one.
         """
-        raise NotImplementedError
+        if len(ops) > MOST_OPERATIONS:
+            raise ValueError(f"{len(ops)} operations in one call: there may be {MOST_OPERATIONS}")
+        if len(process) != PROCESS_DIGITS:
+            raise ValueError(f"process is {process!r}: it must be {PROCESS_DIGITS} hex digits")
+        time = "-" if now_us is None else now_us
+        publish = "SPUBLISH" if sharded else "PUBLISH"
+        config = bounds.max_queue_size, bounds.most_deliveries, round(bounds.dead_ttl * 1e6)
+        return self.keys, [process, time, publish, *config, *chain.from_iterable(ops)]
 
     def parse(self, reply: object) -> Reply:
         """The reply of the script. Raises Garbled."""
-        raise NotImplementedError
+        fields: Any = reply  # Whatever is wrong with it shows below.
+        try:
+            now, ready, due, waiting, answers, told = fields
+            return Reply(
+                answers=[_answer(answer) for answer in answers],
+                told=[_message(line) for line in told],
+                now=now / 1e6,
+                ready=ready,
+                next_due=None if due < 0 else max(0, due - now) / 1e6,
+                waiting=waiting,
+            )
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+            raise Garbled(f"no reply of the jobs' script: {reply!r:.200}") from error
 
     def parse_message(self, message: bytes) -> list[Message]:
         """What this process is told. Raises Garbled."""
-        raise NotImplementedError
+        if len(message) > _MOST_BYTES:
+            raise Garbled(f"a message of {len(message)} bytes: there may be {_MOST_BYTES}")
+        try:
+            return [_message(line) for line in message.split(b"\n")]
+        except (ValueError, KeyError) as error:
+            raise Garbled(f"no message of the jobs' script: {message!r:.200}") from error
+
+
+_SAID = {said.value: said for said in Said}
+
+_STATES = {state.value.encode(): state for state in JobState}
+
+_VERBS = {b"wake": "wake", b"end": "end", b"cancel": "cancel"}
+
+_COUNTERS = ("enqueued", "succeeded", "failed", "retried", "handed_back", "redelivered", "dead", "stale")
+
+_PUT, _TOOK, _RECORD, _PAGE, _COUNT = 6, 7, 8, 9, 10
+
+
+def _answer(answer: Any) -> Answer:
+    if answer.__class__ is int:
+        return _SAID[answer]
+    kind = answer[0]
+    if kind == _PUT:
+        _, id, fresh = answer
+        return Put(id.decode(), fresh == 1)
+    if kind == _TOOK:
+        return Took(_taken(answer))
+    if kind == _RECORD:
+        return _record(answer)
+    if kind == _PAGE:
+        _, after, records = answer
+        return Page([_record(record) for record in records], after.decode())
+    if kind == _COUNT:
+        _, count, more = answer
+        return Count(count, more == 1)
+    return _stats(answer)
+
+
+def _taken(answer: Any) -> list[Taken]:
+    rank = answer[1]
+    jobs = []
+    for i in range(2, len(answer), 4):
+        id, numbers, tenant, body = answer[i : i + 4]
+        delivery, attempt, backs, enqueued, first = map(int, numbers.split())
+        jobs.append(
+            Taken(
+                id.decode(), delivery, attempt, backs, rank, tenant.decode(), enqueued / 1e6, first / 1e6, body.decode()
+            )
+        )
+    return jobs
+
+
+def _message(line: bytes) -> Message:
+    verb, about = line.split(b" ")
+    return Message(_VERBS[verb], about.decode())
+
+
+def _seconds(text: bytes) -> float | None:
+    return None if text == b"-" else int(text) / 1e6
+
+
+def _record(answer: Any) -> Record:
+    _, id, state, rank, tenant, attempt, delivery, enqueued, due, started, ended, position, kind, result, body = answer
+    known = _STATES[state]
+    text = result.decode()
+    return Record(
+        id=id.decode(),
+        state=known,
+        rank=rank,
+        tenant=tenant.decode(),
+        attempt=attempt,
+        delivery=delivery,
+        enqueued=int(enqueued) / 1e6,
+        due=_seconds(due),
+        started=_seconds(started),
+        ended=_seconds(ended),
+        position=position,
+        kind=BuryKind(kind.decode()) if kind else None,
+        error="" if known is JobState.DONE else text,
+        result=text if known is JobState.DONE else "",
+        body=body.decode(),
+    )
+
+
+def _stats(answer: Any) -> Stats:
+    _, paused, dead, kept, workers, counters, classes, tenants = answer
+    return Stats(
+        paused=paused == 1,
+        dead=dead,
+        kept=kept,
+        workers=workers,
+        counters=dict(zip(_COUNTERS, counters, strict=True)),
+        classes=tuple(
+            ClassCount(queued, delayed, running, closed == 1, oldest / 1e6)
+            for queued, delayed, running, closed, oldest in classes
+        ),
+        tenants=tuple(TenantCount(rank, tenant.decode(), queued, running) for rank, tenant, queued, running in tenants),
+    )
