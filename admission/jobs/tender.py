@@ -132,8 +132,9 @@ class ClassTender:
         """What jobs have left is for whoever is next in the pool."""
         used, self.used = self.used, []
         for entry, outcome, ran in used:
-            # The limit learns from the last job alone: a permit that was kept is older than any job.
-            self._controller.finish(entry, outcome, rtt=ran)
+            if entry.state is RUNNING:
+                # The limit learns from the last job alone: a permit that was kept is older than any job.
+                self._controller.finish(entry, outcome, rtt=ran)
 
     def release_idle(self, keep: int) -> None:
         """At most so many are idle from now on."""

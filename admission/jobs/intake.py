@@ -1,0 +1,315 @@
+"""Which jobs a worker takes next, and when it looks.
+
+    reply, grant, end of a job, wake-up, timer ──▶ look: for each class, highest first:
+        wanted   = min(ready jobs, places left)
+        permits  = idle ones; what is missing is asked of the pool, what is too much goes back to it
+        take     = as many jobs as there are idle permits
+
+There is no loop that asks: whatever may change the answer calls `look_soon`, and many causes in one turn of the event
+loop are one look. A worker that finds nothing has the server wake it, and polls slowly in case that is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+
+from admission.jobs import script
+from admission.jobs.script import MOST_TAKEN, Answer, Message, Page, Reply, Said, Taken, Tenants, Took
+from admission.jobs.tender import ClassTender, Tender
+from admission.jobs.types import JobState
+from admission.line import Entry
+
+if TYPE_CHECKING:
+    from admission.controller import AdmissionController
+    from admission.jobs.store import JobStore
+
+POLL = 1.0
+"""Seconds between looks that nothing calls for, the longest; chance takes up to a quarter off."""
+
+NO_LEASE = 0.05
+"""Seconds until a take is tried again that came before this process's lease stood, or after it was lost."""
+
+LINK_LOOK = 0.25
+"""Seconds for which it is believed how the pool's link stands."""
+
+
+class Arrivals(Protocol):
+    """Whoever runs what was taken. It hands the permit to `Intake.ended` when the place is free again."""
+
+    def arrived(self, taken: Taken, entry: Entry, line: ClassTender) -> None:
+        """A job, and the permit it runs under."""
+
+    def has(self, id: str, delivery: int) -> bool:
+        """Whether that delivery of a job arrived, and has not ended."""
+
+
+class Intake:
+    """Takes jobs for which there is a place and a permit. Belongs to the running asyncio loop.
+
+    Args:
+        places: Jobs that may be here at once.
+        tenants: Only theirs. None: everybody's.
+        steal: Whose jobs to take when those have none. None: everybody's.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        controller: AdmissionController,
+        arrivals: Arrivals,
+        *,
+        places: int,
+        tenants: Tenants | None,
+        steal: Tenants | None,
+    ) -> None:
+        self.tender = Tender(controller, self.look_soon)
+        self.occupied = 0
+        """Places with a job."""
+        self.taken = 0
+        """Jobs that came, since the start."""
+        self._store = store
+        self._controller = controller
+        self._arrivals = arrivals
+        self._places = places
+        self._tenants = tenants
+        self._steal = steal
+        self._loop = asyncio.get_running_loop()
+        self._open = False
+        self._due = False
+        classes = len(controller.classes)
+        self._under_way: list[list[Entry] | None] = [None] * classes
+        """By class, the permits for which a take is under way. One at a time: two equal ones would be one."""
+        self._dry = [False] * classes
+        """Classes whose ready jobs, if there are any, are none that this worker takes."""
+        self._hints = [0] * classes
+        """Jobs that were announced and not seen yet."""
+        self._awaited: frozenset[int] = frozenset()
+        """Classes for which the server wakes this process, once."""
+        self._unsure = False
+        """The reply to a take may be lost. Nothing is taken until that is cleared up."""
+        self._asking = False
+        self._pause_until = 0.0
+        self._heard_at = 0.0
+        self._poll_timer: asyncio.TimerHandle | None = None
+        self._due_timer: asyncio.TimerHandle | None = None
+        self._link_known_until = 0.0
+        self._link_out = False
+
+    def open(self) -> None:
+        """Take jobs from now on."""
+        self._open = True
+        self._poll()
+
+    def close(self) -> None:
+        """Take no more. What still arrives is handed back at once."""
+        self._open = False
+        for timer in (self._poll_timer, self._due_timer):
+            if timer is not None:
+                timer.cancel()
+        self.tender.close()
+        self._release_under_way()
+
+    # ------------------------------------------------------------------ causes to look
+
+    def look_soon(self) -> None:
+        """Something may have changed."""
+        if not self._due:
+            self._due = True
+            self._loop.call_soon(self._look)
+
+    def heard(self, reply: Reply) -> None:
+        """What every reply of the server says."""
+        self._heard_at = self._loop.time()
+        self.look_soon()
+
+    def told(self, message: Message) -> None:
+        """`wake`: jobs of a class are ready."""
+        rank = int(message.about)
+        self._awaited = frozenset()
+        if rank < len(self._dry):
+            self._dry[rank] = False
+            self._hints[rank] = 1
+            self._ask_server()
+            self.look_soon()
+
+    def messages_lost(self) -> None:
+        """A wake-up may have been missed, and so may the reply to a take."""
+        if self._open:
+            self._unsure = True
+            self._look_afresh()
+
+    def ended(self) -> None:
+        """A place is free; its permit went back to the tender."""
+        self.occupied -= 1
+        self.look_soon()
+
+    def _poll(self) -> None:
+        self._poll_timer = self._loop.call_later(POLL * (1 - random.random() / 4), self._poll)
+        self._look_afresh()
+
+    def _look_afresh(self) -> None:
+        """Believe nothing that was heard before."""
+        self._awaited, self._dry = frozenset(), [False] * len(self._dry)
+        self._ask_server()
+        self.look_soon()
+
+    def _ask_server(self) -> None:
+        self._store.send(script.tick(), self._ticked)
+
+    def _ticked(self, answer: Answer) -> None:
+        self._hints = [0] * len(self._hints)  # They are among the ready jobs of this reply, or gone.
+
+    # ------------------------------------------------------------------ the look
+
+    def _look(self) -> None:
+        self._due = False
+        reply = self._store.reply
+        if not self._open or reply is None or self._loop.time() < self._pause_until:
+            return
+        if self._pool_is_out():
+            self.tender.close()
+            self._release_under_way()
+            return
+        if self._unsure:
+            self._clear_up()
+            return
+        tender = self.tender
+        gives_way = tender.others_wait(reply.waiting)
+        free = self._places - self.occupied - sum([len(entries) for entries in self._under_way if entries])
+        idle_places, empty = free > 0, []
+        for line in tender.classes:
+            rank = line.rank
+            ready = self._ready(reply, rank)
+            wanted = min(ready, free)
+            free -= wanted
+            if gives_way:
+                line.release_used()
+            else:
+                line.keep(wanted)
+            line.release_idle(wanted)
+            if self._under_way[rank] is None and line.idle:
+                self._take(line)
+                wanted -= len(self._under_way[rank] or ())
+            missing = wanted - len(line.idle)
+            line.ask(missing)
+            gives_way = gives_way or missing > 0  # What a lower class has used may be what this one waits for.
+            if ready == 0:
+                empty.append(rank)
+        if idle_places:
+            if not self._awaited.issuperset(empty):
+                self._want(empty)
+            if reply.next_due is not None:
+                self._look_when_due(reply.next_due)
+
+    def _ready(self, reply: Reply, rank: int) -> int:
+        """Jobs of a class that may be had, less those that are on their way here."""
+        if self._dry[rank] or rank >= len(reply.ready):
+            return 0
+        ready = max(reply.ready[rank], self._hints[rank])
+        return max(0, ready - len(self._under_way[rank] or ()))
+
+    def _take(self, line: ClassTender) -> None:
+        entries = [line.use() for _ in range(min(len(line.idle), MOST_TAKEN))]
+        self._under_way[line.rank] = entries
+        op = script.take(line.rank, len(entries), self._tenants, self._steal)
+        self._store.send(op, partial(self._took, line, len(entries)))
+
+    def _took(self, line: ClassTender, asked: int, answer: Answer) -> None:
+        rank = line.rank
+        entries, self._under_way[rank] = self._under_way[rank] or [], None
+        jobs: Sequence[Taken] = ()
+        if isinstance(answer, Took):
+            jobs = answer.jobs
+            self._dry[rank] = not jobs
+        elif answer is Said.STALE:
+            self._no_lease()
+        self.taken += len(jobs)
+        for taken in jobs:
+            if entries and self._open:
+                self.occupied += 1
+                self._arrivals.arrived(taken, entries.pop(), line)
+            else:  # It came too late: its permit went back to the pool during an outage, or the worker stops.
+                self._store.send(script.back(taken.id, taken.delivery, 0, counted=False))
+        for entry in entries:
+            if self._open:
+                line.unused(entry)
+            else:
+                line.release(entry)
+        self.look_soon()
+
+    def _want(self, ranks: Sequence[int]) -> None:
+        """Be woken for the classes of which there is nothing now; at once, if there is by then."""
+        self._awaited = frozenset(ranks)
+        self._store.send(script.want(ranks, self._tenants, self._steal), self._wanted)
+
+    def _wanted(self, answer: Answer) -> None:
+        if answer is Said.STALE:
+            self._awaited = frozenset()
+            self._no_lease()
+
+    def _no_lease(self) -> None:
+        """Take nothing before the lease of this process can stand."""
+        self._pause_until = self._loop.time() + NO_LEASE
+        self._loop.call_later(NO_LEASE, self._look_afresh)
+
+    def _look_when_due(self, seconds: float) -> None:
+        """A delayed job is ready then, and only a call makes it so."""
+        when = self._loop.time() + seconds
+        timer = self._due_timer
+        if timer is not None:
+            if timer.when() <= when + 0.001:
+                return
+            timer.cancel()
+        self._due_timer = self._loop.call_at(when + 0.001, self._came_due)
+
+    def _came_due(self) -> None:
+        self._due_timer = None
+        self._ask_server()
+
+    # ------------------------------------------------------------------ what the server believes
+
+    def _clear_up(self) -> None:
+        """Hand back what was delivered here, and never arrived: the reply to a take was lost, and it was repeated."""
+        if not self._asking and all(entries is None for entries in self._under_way):
+            self._asking = True
+            self._ask_what_is_here(f"{self._store.process}:")
+
+    def _ask_what_is_here(self, after: str) -> None:
+        self._store.send(script.ls(JobState.RUNNING, None, None, after, MOST_TAKEN), self._compare)
+
+    def _compare(self, answer: Answer) -> None:
+        assert isinstance(answer, Page)
+        before = ""
+        for record in answer.records:
+            if record.id <= before:  # Those of the next process begin.
+                break
+            before = record.id
+            if not self._arrivals.has(record.id, record.delivery):
+                # Another process's are refused as stale. What has just ended here was reported before this.
+                self._store.send(script.back(record.id, record.delivery, 0, counted=False))
+        if answer.next.startswith(self._store.process):
+            self._ask_what_is_here(answer.next)
+        else:
+            self._unsure = self._asking = False
+            self.look_soon()
+
+    # ------------------------------------------------------------------ the pool's link
+
+    def _pool_is_out(self) -> bool:
+        """Whether the pool is cut off from its server: its permits are then of this process alone."""
+        now = self._loop.time()
+        if now >= self._link_known_until:
+            link = self._controller.snapshot().link
+            self._link_known_until = now + LINK_LOOK
+            self._link_out = link is not None and link.state == "open"
+        return self._link_out
+
+    def _release_under_way(self) -> None:
+        """No permit waits for an answer that may be long in coming."""
+        for line, entries in zip(self.tender.classes, self._under_way, strict=True):
+            while entries:
+                line.release(entries.pop())
