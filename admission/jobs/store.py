@@ -79,7 +79,7 @@ class JobStore:
         """What the server answers to one operation.
 
         Raises:
-            Unavailable: No answer within `PATIENCE` × the site's timeout, or the server has no memory left.
+            Unavailable: No answer within `PATIENCE` times the site's timeout, or the server has no memory left.
             NotRunning: The store is closed, or belongs to another event loop.
         """
         (answer,) = await self._ask_portion((op,))
@@ -251,7 +251,8 @@ class JobStore:
             return self.script.parse(await link.run(self.script, keys, arguments))
         except Unreachable as error:
             self._last_failure = error
-            if isinstance(error, ServerError) and error.code == "OOM":
+            # Redis 6 puts the code of what failed inside a script behind one of its own.
+            if isinstance(error, ServerError) and "OOM" in str(error):
                 self._fail(self._unavailable("has no memory left"))
             raise
 
