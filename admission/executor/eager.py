@@ -10,19 +10,26 @@ and no assignment; one that goes on to wait is handed to the worker whose name i
 from __future__ import annotations
 
 import asyncio
+from asyncio import current_task
 from contextvars import Context
+from typing import Final, cast
 
 from admission.errors import TaskCancelled
-from admission.executor.assignment import Assignment, Desk, Options, Place
+from admission.executor.assignment import Assignment
 from admission.executor.crew import Crew
+from admission.executor.desk import Desk, Options, Place
 from admission.executor.finished import Finished
 from admission.executor.handle import Handle, ResultT
-from admission.executor.stepping import Steps
-from admission.executor.worker import Handed, Worker
+from admission.executor.stepping import Steps, first_step
+from admission.executor.worker import Worker
 from admission.line import RUNNING, Entry
 from admission.permit import hold
 from admission.runners import OnLoop
 from admission.types import Outcome
+
+# Bound to names: this runs for every task.
+_enter_task: Final = asyncio._enter_task
+_leave_task: Final = asyncio._leave_task
 
 
 def start(
@@ -46,26 +53,26 @@ def start(
     # A retry must not see what this attempt does to the context variables.
     inside = context if options.retry is None else context.copy()
     coroutine: Steps | None = None
-    waits_for = error = None
-    submitter = asyncio.current_task(loop)
+    error: BaseException | None = None
+    outcome: object = None
+    over = False
+    submitter = current_task(loop)
     if submitter is not None:
-        asyncio._leave_task(loop, submitter)
-    asyncio._enter_task(loop, task)
+        _leave_task(loop, submitter)
+    _enter_task(loop, task)
     try:
         inside.run(hold, entry)
         coroutine = runner.begin(inside, args)
-        waits_for = inside.run(coroutine.send, None)
-    except StopIteration as returned:
-        result: ResultT = returned.value
-        coroutine = None
+        over, outcome = first_step(coroutine, inside)
     except BaseException as raised:
-        error, coroutine = raised, None
+        error = raised
     finally:
-        asyncio._leave_task(loop, task)
+        _leave_task(loop, task)
         if submitter is not None:
-            asyncio._enter_task(loop, submitter)
+            _enter_task(loop, submitter)
     worker.ticket = None
-    if coroutine is None and error is None:
+    if over:
+        result = cast(ResultT, outcome)
         worker.processed += 1
         tally.processed += 1
         tally.completed += 1
@@ -81,9 +88,9 @@ def start(
         return Finished(desk, entry, options, result)
     assignment: Assignment[ResultT] = Assignment(desk, runner, args, context, place, False, options)
     assignment.adopt(worker, entry, started)
-    if coroutine is not None:
+    if error is None and coroutine is not None:
         worker.assignment = assignment
-        worker.handed = Handed(assignment, coroutine, inside, waits_for)
+        worker.handed = (assignment, coroutine, inside, outcome)
         crew.take_back(worker)
         return assignment
     worker.ended()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from admission.executor.assignment import Desk, Options
+from admission.executor.desk import Desk, Options
 from admission.executor.handle import NO_METADATA, SUCCEEDED, Handle, ResultT
 from admission.line import Entry
 

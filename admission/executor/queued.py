@@ -17,8 +17,9 @@ from typing_extensions import TypeVar
 from admission.controller import AdmissionController
 from admission.errors import AdmissionError, Closed, Rejected
 from admission.executor import eager
-from admission.executor.assignment import Assignment, Options, Place
+from admission.executor.assignment import Assignment
 from admission.executor.dead_letters import DeadLetter, DeadLetters
+from admission.executor.desk import Options, Place
 from admission.executor.handle import Handle, ResultT, TaskStatus
 from admission.executor.lifespan import lifespan_of
 from admission.executor.options import Executes, ExecutesAsync, ExecutorOptions, SubmitOptions

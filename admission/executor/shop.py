@@ -9,9 +9,10 @@ import anyio
 
 from admission.controller import AdmissionController
 from admission.errors import Closed, NotRunning
-from admission.executor.assignment import Assignment, Desk
+from admission.executor.assignment import Assignment
 from admission.executor.callbacks import Callbacks
 from admission.executor.crew import Crew
+from admission.executor.desk import Desk
 from admission.executor.handle import TaskStatus
 from admission.executor.loops import Sleep, work_loop
 from admission.executor.status import Tally

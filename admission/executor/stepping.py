@@ -13,6 +13,17 @@ from contextvars import Context
 Steps = Coroutine[object, object, object]
 
 
+def first_step(coroutine: Steps, context: Context) -> tuple[bool, object]:
+    """Begin a coroutine inside *context*: True and its result when it ended there, False and what it waits for if not.
+
+    Left interpreted in the compiled build, like all of this module: there an exception costs ten times as much.
+    """
+    try:
+        return False, context.run(coroutine.send, None)
+    except StopIteration as returned:
+        return True, returned.value
+
+
 @types.coroutine
 def go_on(
     coroutine: Steps, context: Context, waits_for: object, thrown: BaseException | None = None

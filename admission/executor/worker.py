@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from admission.errors import TaskCancelled
 from admission.executor.assignment import Assignment
@@ -52,13 +52,8 @@ class Crew(Protocol):
         """The worker is about to sleep until it is called."""
 
 
-class Handed(NamedTuple):
-    """A coroutine that began to wait in its first step, taken elsewhere."""
-
-    assignment: Assignment[Any]
-    coroutine: Steps
-    context: Context
-    waits_for: object
+Handed = tuple[Assignment[Any], Steps, Context, object]
+"""A coroutine that began to wait in its first step, elsewhere: its task, itself, its context, what it waits for."""
 
 
 class Worker:
