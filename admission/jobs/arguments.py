@@ -115,7 +115,7 @@ class Arguments:
     def _named(self, args: Sequence[object], kwargs: Mapping[str, object]) -> Named:
         names = self._by_position
         if self._plain and len(args) <= len(names):
-            named = dict(zip(names, args, strict=False))
+            named = dict(zip(names, args))  # noqa: B905 - what is not given may have a default.
             if not kwargs:
                 return named
             if named.keys().isdisjoint(kwargs):

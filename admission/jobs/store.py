@@ -12,11 +12,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING
 
-from admission.backends.redis.commit import Committer
+from admission.backends.redis.commit import MOST_CALLS, MOST_OPERATIONS, RETRY_AFTER, Committer
 from admission.backends.redis.link import Link, ServerError, Unreachable
 from admission.backends.redis.site import RedisPool
 from admission.errors import NotRunning, Unavailable
@@ -31,9 +33,6 @@ logger = logging.getLogger("admission.jobs")
 
 PATIENCE = 3
 """Timeouts of the server that whoever asks waits: a lost answer is asked for again."""
-
-PORTION = 4096
-"""Operations of one caller that wait for calls at once."""
 
 HEAVY = 16_384
 """Bytes of a job that weigh as much as one more operation: so a batch stays below 4 MiB, whatever jobs are like."""
@@ -88,15 +87,48 @@ class JobStore:
     async def ask_all(self, ops: Sequence[Op]) -> list[Answer]:
         """What the server answers to many, in their order.
 
+        More than fit into a call are no matter of groups: they go out in calls of their own, `MOST_CALLS` at once.
+
         Raises:
             Unavailable, NotRunning: As in `ask`. Some of them may have been done.
         """
-        if len(ops) <= PORTION:
+        if len(ops) <= MOST_OPERATIONS:
             return await self._ask_portion(ops)
-        answers: list[Answer] = []
-        for start in range(0, len(ops), PORTION):
-            answers += await self._ask_portion(ops[start : start + PORTION])
-        return answers
+        self._connect()
+        portions = list(_portions(ops))
+        answers: list[Sequence[Answer]] = [()] * len(portions)
+        to_go = iter(enumerate(portions))
+
+        async def ask_in_turn() -> None:
+            for index, portion in to_go:
+                answers[index] = await self._call_until_answered(portion)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(MOST_CALLS):
+                    group.create_task(ask_in_turn())
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from failures.exceptions[0].__cause__
+        return list(chain.from_iterable(answers))
+
+    async def _call_until_answered(self, ops: Sequence[Op]) -> Sequence[Answer]:
+        """One call, made again for as long as whoever asks waits."""
+        patience = PATIENCE * self.site.timeout
+        tired = time.monotonic() + patience
+        while True:
+            if self._closed:
+                raise NotRunning(f"the job store of pool {self.pool!r} is closed")
+            try:
+                reply = await self._call(ops)
+            except Unreachable as error:
+                if _without_memory(error):
+                    raise self._unavailable("has no memory left") from error
+                if time.monotonic() >= tired:
+                    raise self._unavailable(f"gave no answer within {patience:g} s") from error
+                await asyncio.sleep(RETRY_AFTER)
+            else:
+                self._replied(reply)
+                return reply.answers
 
     def send(self, op: Op, heard: Callable[[Answer], None] | None = None) -> None:
         """Have *op* done, in order, tried again until it is, and *heard* told the answer. Never waits.
@@ -251,8 +283,7 @@ class JobStore:
             return self.script.parse(await link.run(self.script, keys, arguments))
         except Unreachable as error:
             self._last_failure = error
-            # Redis 6 puts the code of what failed inside a script behind one of its own.
-            if isinstance(error, ServerError) and "OOM" in str(error):
+            if _without_memory(error):
                 self._fail(self._unavailable("has no memory left"))
             raise
 
@@ -296,10 +327,23 @@ class _Ask:
             self.answers.set_exception(error)
 
 
+def _portions(ops: Sequence[Op]) -> Iterator[Sequence[Op]]:
+    """As many at a time as one call carries."""
+    start = weight = 0
+    for index, op in enumerate(ops):
+        weight += _weight(op)
+        if weight > MOST_OPERATIONS and index > start:
+            yield ops[start:index]
+            start, weight = index, _weight(op)
+    yield ops[start:]
+
+
+def _without_memory(error: Unreachable) -> bool:
+    # Redis 6 puts the code of what failed inside a script behind one of its own.
+    return isinstance(error, ServerError) and "OOM" in str(error)
+
+
 def _weight(op: Op) -> int:
-    """Of `put`, whose body is the one thing that may be long; a result of `done` likewise."""
-    last = op[-1]
-    verb = op[0]
-    if verb == "done":
-        last = op[3]
-    return 1 + len(last) // HEAVY if isinstance(last, str) else 1
+    """Of an operation with a body, or a result or an error, which may be long."""
+    text = op[3] if op[0] == "done" else op[-1]
+    return 1 + len(text) // HEAVY if isinstance(text, str) else 1

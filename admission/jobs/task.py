@@ -11,7 +11,7 @@ import functools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypedDict, Unpack
 
 from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError, from_json, to_json
@@ -87,8 +87,7 @@ class EnqueueOptions(TypedDict, total=False):
     on_timeout: str | Task[..., object] | None
 
 
-@dataclass(frozen=True, slots=True)
-class NewJob:
+class NewJob(NamedTuple):
     """A job ready to be enqueued: what `PreparedJob.job(…)` gives, for `JobQueue.enqueue_many`."""
 
     prepared: PreparedJob[..., Any]

@@ -15,7 +15,7 @@ from typing import Generic, Protocol, TypeAlias, TypeVar, cast
 
 from admission.backends.redis.exchange import Unreachable
 
-__all__ = ["MOST_CALLS", "MOST_OPERATIONS", "Batch", "CommitStatistics", "Committer", "Heard"]
+__all__ = ["MOST_CALLS", "MOST_OPERATIONS", "RETRY_AFTER", "Batch", "CommitStatistics", "Committer", "Heard"]
 
 logger = logging.getLogger("admission.redis")
 
