@@ -136,14 +136,12 @@ class Hands:
         if self.ready and self._seeker is None:
             self._call()
 
-    async def close(self) -> None:
-        """Send the hands home, and wait until all are gone: it takes as long as what they run."""
+    def dismiss(self) -> None:
+        """Send the hands home: those that rest now, the others after what they run."""
         self.closed = True
         for hand in self.resting:
             hand.rouse()
         self.resting.clear()
-        if self._all:
-            await asyncio.wait([hand.task for hand in self._all])
 
     def _call(self) -> None:
         """Have a hand seek: the one that rests for the shortest time, or a new one."""

@@ -113,6 +113,11 @@ class Intake:
         self.tender.close()
         self._release_under_way()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes jobs."""
+        return self._open
+
     # ------------------------------------------------------------------ causes to look
 
     def look_soon(self) -> None:
@@ -145,6 +150,8 @@ class Intake:
     def ended(self) -> None:
         """A place is free; its permit went back to the tender."""
         self.occupied -= 1
+        if not self._open:  # A thread that outlived its worker.
+            self.tender.close()
         self.look_soon()
 
     def _poll(self) -> None:

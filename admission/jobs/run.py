@@ -38,7 +38,7 @@ from admission.jobs.failure import describe, failure_of
 from admission.jobs.hands import Hand, Hands, Suspended
 from admission.jobs.script import ID_DIGITS, Answer, Put, Said, Taken
 from admission.jobs.status import Tally
-from admission.jobs.task import Call, Task, json_of, name_in
+from admission.jobs.task import Call, Task, json_of, name_in, too_large
 from admission.jobs.tender import ClassTender
 from admission.jobs.types import BuryKind
 from admission.line import Entry
@@ -53,9 +53,6 @@ if TYPE_CHECKING:
 __all__ = ["CurrentJob", "Run", "Runs", "current_job"]
 
 logger = logging.getLogger("admission.jobs")
-
-MOST_RESULT = 1024 * 1024
-"""Bytes of a result as JSON."""
 
 NO_THREAD = Retry.exponential(max_attempts=13, base=0.05, factor=2.0, max_delay=5.0, jitter=0.5)
 """How a job comes back that found no free thread, twelve times at most: for about 30 s."""
@@ -120,6 +117,7 @@ class Runs:
     Args:
         tasks: By name; only these run.
         result_ttl: Seconds results are kept.
+        most_result: Bytes of a result as JSON.
         listener: Told how attempts ended. None: nobody asks.
     """
 
@@ -133,6 +131,7 @@ class Runs:
         tally: Tally,
         *,
         result_ttl: float,
+        most_result: int,
         listener: Listener | None = None,
     ) -> None:
         self.store = store
@@ -150,10 +149,11 @@ class Runs:
         self._tasks = tasks
         self._ttl_us = round(result_ttl * 1e6)
         self._result_ttl = result_ttl
+        self._most_result = most_result
         self._listener = listener
         self._keeping: set[asyncio.Task[None]] = set()
         """Results on their way to where other tasks find them."""
-        self._empty: asyncio.Future[None] | None = None
+        self._changed: asyncio.Future[None] | None = None
 
     # ------------------------------------------------------------------ what comes in
 
@@ -197,21 +197,40 @@ class Runs:
         for run in list(self.all):
             run.interrupt(Verdict.STOPPED)
 
+    def give_up(self) -> None:
+        """Hand back what has not heeded that."""
+        for run in list(self.all):
+            run.give_up()
+
+    @property
+    def unreported(self) -> int:
+        """Runs about which nothing was said yet."""
+        return sum([not run.is_reported for run in self.all]) + len(self._keeping)
+
     async def ended(self) -> None:
         """Wait until everything has ended and is reported."""
         while self.all or self._keeping:
-            self._empty = self.loop.create_future()
-            await self._empty
+            await self._change()
+
+    async def reported(self) -> None:
+        """Wait until everything is reported: threads may go on."""
+        while self.unreported:
+            await self._change()
 
     def gone(self, run: Run) -> None:
         """A run has ended for good."""
         self.all.discard(run)
-        if self._empty is not None:
-            self._wake_if_empty()
+        if self._changed is not None:
+            self._wake()
 
-    def _wake_if_empty(self) -> None:
-        if self._empty is not None and not self._empty.done() and not (self.all or self._keeping):
-            self._empty.set_result(None)
+    async def _change(self) -> None:
+        self._changed = self.loop.create_future()
+        await self._changed
+
+    def _wake(self) -> None:
+        if self._changed is not None and not self._changed.done():
+            # Not at once: the report follows.
+            self.loop.call_soon(_settle, self._changed)
 
     # ------------------------------------------------------------------ reports
 
@@ -222,10 +241,8 @@ class Runs:
         if result is not None:
             try:
                 written = json_of("result", result, run.task.name)
-                if len(written) > MOST_RESULT:
-                    raise BadArguments(
-                        f"its result has {len(written):,} bytes as JSON: at most {MOST_RESULT:,}", task=run.task.name
-                    )
+                if len(written) > self._most_result:
+                    raise too_large("the result", len(written), self._most_result)
                 text = written.decode()
             except Exception as error:
                 self._end_failed(run, BuryKind.BAD_RESULT, error)
@@ -265,7 +282,7 @@ class Runs:
         self._keeping.discard(keeping)
         if not keeping.cancelled() and keeping.exception() is not None:
             logger.error("a result could not be stored", exc_info=keeping.exception())
-        self._wake_if_empty()
+        self._wake()
 
     def failed(self, run: Run, error: BaseException) -> None:
         """An attempt raised, or took too long: another one, or the end."""
@@ -307,8 +324,15 @@ class Runs:
     def cancelled(self, run: Run) -> None:
         """It was told to end."""
         self.tally.cancelled += 1
-        error = TaskCancelled(f"job {run.taken.id} was cancelled")
-        self._bury(run.taken, BuryKind.FAILED, error)
+        taken = run.taken
+        error = describe(failure_of(TaskCancelled(f"job {taken.id} was cancelled")))
+        # As if it had been cancelled in the queue: nothing is kept of it, and whoever waits for it hears so.
+        self.store.send(script.bury(taken.id, taken.delivery, BuryKind.FAILED, error), partial(self._dropped, taken.id))
+
+    def _dropped(self, id: str, answer: Answer) -> None:
+        self._heard(answer)
+        if answer is Said.DONE:
+            self.store.send(script.drop(id))
 
     def hand_back(self, run: Run) -> None:
         """It shall run elsewhere, as if it had never been here."""
@@ -359,6 +383,11 @@ class Runs:
             self.tally.callbacks += 1
         else:
             logger.error("callback %r of job %s was lost: the queue is full", callback, id)
+
+
+def _settle(changed: asyncio.Future[None]) -> None:
+    if not changed.done():
+        changed.set_result(None)
 
 
 class Outran(TaskTimeout):
@@ -421,6 +450,17 @@ class Run:
             priority=self._runs.classes[taken.rank].name,
             metadata=self.call.metadata,
         )
+
+    @property
+    def is_reported(self) -> bool:
+        """Whether the server was told what became of it."""
+        return self._reported
+
+    def give_up(self) -> None:
+        """Hand it back, though it goes on here: what it brings is too late."""
+        if not self._reported:
+            self._reported = True
+            self._runs.hand_back(self)
 
     # ------------------------------------------------------------------ on the loop
 
