@@ -74,7 +74,8 @@ class Intake:
         self._store = store
         self._controller = controller
         self._arrivals = arrivals
-        self._places = places
+        self.places = places
+        """It may be changed at any time; then `look_soon`."""
         self._tenants = tenants
         self._steal = steal
         self._loop = asyncio.get_running_loop()
@@ -186,7 +187,7 @@ class Intake:
             return
         tender = self.tender
         gives_way = tender.others_wait(reply.waiting)
-        free = self._places - self.occupied - sum([len(entries) for entries in self._under_way if entries])
+        free = self.places - self.occupied - sum([len(entries) for entries in self._under_way if entries])
         idle_places, empty = free > 0, []
         for line in tender.classes:
             rank = line.rank
