@@ -320,10 +320,14 @@ class JobQueue:
             _put(job, ids[start : start + ID_DIGITS])
             for job, start in zip(jobs, range(0, len(ids), ID_DIGITS), strict=True)
         ]
+        return [Job(self, put.id, duplicate=not put.fresh) for put in await self.put_all(ops)]
+
+    async def put_all(self, ops: Sequence[script.Op]) -> list[Put]:
+        """Have `script.put` done, of whatever body. Raises as `enqueue_many`."""
         answers = await self.store.ask_all(ops)
         if Said.FULL in answers:
             await self._make_room_for(ops, answers)
-        return [Job(self, answer.id, duplicate=not answer.fresh) for answer in answers if isinstance(answer, Put)]
+        return [answer for answer in answers if isinstance(answer, Put)]
 
     async def _make_room_for(self, ops: Sequence[script.Op], answers: list[Answer]) -> None:
         """Try again what found the queue full, until there is room or time is up. Fills *answers* in."""
