@@ -73,14 +73,32 @@ class Arguments:
             BadArguments: They do not fit; names the task, the argument, its value and what would be right.
         """
         try:
-            text: bytes = self._write(self._validate(self._named(args, kwargs)), by_alias=True)
+            given: Named = self._validate(self._named(args, kwargs))
         except ValidationError as error:
             raise self._unfit(error.errors()[0]) from error
-        except (PydanticSerializationError, UnicodeError) as error:
-            raise self._refused(f"something in them cannot be written as JSON: {error}") from error
-        if (b"NaN" in text or b"Infinity" in text) and not is_strict_json(text):
-            raise self._refused("there is NaN or an infinity among them, which JSON cannot say")
+        text = self._written(given)
+        if text is None:
+            raise self._unwritten(given)
         return text
+
+    def _written(self, given: Named) -> bytes | None:
+        """As JSON; None when that cannot say it."""
+        try:
+            text: bytes = self._write(given, by_alias=True)
+        except (PydanticSerializationError, UnicodeError):
+            return None
+        if (b"NaN" in text or b"Infinity" in text) and not is_strict_json(text):
+            return None
+        return text
+
+    def _unwritten(self, given: Named) -> BadArguments:
+        for name, value in given.items():
+            if self._written({name: value}) is None:
+                why = (
+                    f"argument {name!r} is {shortened(value)}: it must be what JSON can say, without NaN or infinities"
+                )
+                return self._refused(why, name)
+        return self._refused("its arguments cannot be written as JSON")
 
     def read(self, body: str) -> Mapping[str, object]:
         """The body of a job, with its arguments by name, checked again: the code may have changed meanwhile.
