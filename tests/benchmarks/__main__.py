@@ -1,9 +1,9 @@
 """How fast it is, next to other packages in the same run.
 
-    ./dev bench [NAMES…] [--rounds N] [--quick] [--json FILE] [--compiled ENVIRONMENT]
+    ./dev bench [NAMES…] [--rounds N] [--quick] [--json FILE] [--compiled ENVIRONMENT] [--peers ENVIRONMENT]
 
 `./dev bench` builds the compiled build into an environment of its own and gives it along: "admission" is then that one,
-beside "admission, pure Python".
+beside "admission, pure Python". So it does with other job queues, which want an older redis-py.
 
 Only ratios within one run mean anything: contenders take turns, so that whatever else the machine does hits all of
 them alike. Nothing here asserts a time.
@@ -21,6 +21,7 @@ from tests.benchmarks.contended_speed import measure_contended
 from tests.benchmarks.core_speed import measure_core
 from tests.benchmarks.executor_speed import measure_executor
 from tests.benchmarks.http_speed import measure_http, measure_in_process
+from tests.benchmarks.jobs_speed import measure_jobs
 from tests.benchmarks.redis_speed import measure_redis
 from tests.benchmarks.report import Plan, Report
 from tests.benchmarks.wakeup_speed import measure_wakeup
@@ -33,7 +34,11 @@ BENCHMARKS: dict[str, Callable[[Report], None]] = {
     "executor": measure_executor,
     "core": measure_core,
     "redis": measure_redis,
+    "jobs": measure_jobs,
 }
+
+ON_A_SERVER = {"redis", "jobs"}
+"""Those whose figures are no times of this process's event loop."""
 
 
 def main(arguments: Sequence[str] | None = None) -> Report:
@@ -44,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     parser.add_argument("--quick", action="store_true", help="under a minute: shows that all works, measures little")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there too")
     parser.add_argument("--compiled", type=Path, metavar="ENVIRONMENT", help="where the compiled build is installed")
+    parser.add_argument("--peers", type=Path, metavar="ENVIRONMENT", help="where other job queues are installed")
     options = parser.parse_args(arguments)
     for name in options.names:
         if name not in BENCHMARKS:
@@ -52,9 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     if rounds < 1:
         parser.error(f"--rounds is {rounds}: it must be at least 1")
     compiled = None if options.compiled is None else Build.compiled(options.compiled)
-    report = Report(Plan(rounds=rounds, quick=options.quick, compiled=compiled))
+    report = Report(Plan(rounds=rounds, quick=options.quick, compiled=compiled, peers=options.peers))
     names = options.names or list(BENCHMARKS)
-    if names != ["redis"]:
+    if not ON_A_SERVER.issuperset(names):
         calibrate(report)
     for name in names:
         BENCHMARKS[name](report)

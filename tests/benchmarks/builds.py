@@ -73,11 +73,12 @@ class Twin:
 def twins(compiled: Build | None) -> Iterator[Mapping[str, Twin]]:
     """A twin for each build, by the name of the contender."""
     with ExitStack() as stack:
-        yield {name: stack.enter_context(_twin(build)) for name, build in builds(compiled).items()}
+        yield {name: stack.enter_context(twin(build)) for name, build in builds(compiled).items()}
 
 
 @contextmanager
-def _twin(build: Build) -> Iterator[Twin]:
+def twin(build: Build) -> Iterator[Twin]:
+    """A process with that build, which ends with the block."""
     command = [build.python, "-m", "tests.benchmarks.builds"]
     with subprocess.Popen(command, cwd=build.root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:

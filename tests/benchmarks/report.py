@@ -27,6 +27,8 @@ class Plan:
     """Only show that it works: short rounds, whose figures mean little."""
     compiled: Build | None = None
     """The compiled build, where there is one: it is measured as `admission`, beside the pure one."""
+    peers: Path | None = None
+    """The environment with other job queues, where there is one."""
 
     def scaled(self, full: int, quick: int) -> int:
         """*full*, or *quick* in a quick run."""

@@ -94,6 +94,20 @@ def test_redis_benchmark_tells_rates_round_trips_and_memory(capsys: pytest.Captu
     assert len(report.claims) == 4
 
 
+def test_jobs_benchmark_tells_rates_and_who_is_missing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """`jobs` enqueues and works off; the peers' environment is one that has none of them."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    report = quick("jobs", "--peers", str(tmp_path))
+    printed = capsys.readouterr().out
+    assert "admission, results kept" in printed
+    assert {"taskiq, stream", "taskiq, list", "saq", "arq", "streaq", "dramatiq"} <= report.absent.keys()
+    assert [claim.what for claim in report.claims] == [
+        "jobs: enqueued in batches",
+        "jobs: complete cycles of one worker process",
+    ]
+
+
 def test_summary_shows_each_claim_and_whoever_is_missing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """The last table fits 80 columns, and the JSON says the same."""
     report = Report(Plan(rounds=1, quick=False))
