@@ -6,9 +6,9 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType, TracebackType
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from pydantic_core import from_json
 
@@ -36,8 +36,12 @@ from admission.jobs.task import (
     too_large,
 )
 from admission.jobs.types import BuryKind, ClassStats, DeadLetter, JobState, JobStats, JobStatus, TenantStats
+from admission.jobs.webhook import Webhooks
 from admission.policy.retry import Retry
 from admission.types import DEFAULT_CLASSES, MAX_CLASSES, BackpressureMode, Priority, PriorityClass, Reason, within
+
+if TYPE_CHECKING:
+    from admission.jobs.asgi import Identify, JobsApp
 
 __all__ = ["JobQueue"]
 
@@ -86,6 +90,9 @@ class JobQueue:
         result_ttl: Seconds results, and pushed values, are kept; 0: no result is.
         dead_ttl: Seconds dead letters are kept.
         max_deliveries: After so many processes have died with it, a job goes to the dead letters.
+        webhook_secret: What webhooks are signed with, at least 16 bytes. None: there are none.
+        webhook_hosts: Whom webhooks may call: hosts, or `*.example.com` for every name below it.
+        webhook_insecure: Let webhooks call this machine over plain http, for tests.
 
     Raises:
         ValueError: An option is outside its range; the message names it, its value and the range.
@@ -105,6 +112,9 @@ class JobQueue:
         result_ttl: float = 3600.0,
         dead_ttl: float = 7 * 86400.0,
         max_deliveries: int = 3,
+        webhook_secret: str | bytes | None = None,
+        webhook_hosts: Sequence[str] = (),
+        webhook_insecure: bool = False,
     ) -> None:
         within("max_queue_size", max_queue_size, 0, 2**31)
         within("max_wait", max_wait, 0, 86400)
@@ -127,6 +137,12 @@ class JobQueue:
         self._tasks: dict[str, Task[..., Any]] = {}
         self.tasks: Mapping[str, Task[..., Any]] = MappingProxyType(self._tasks)
         """By name: what may run."""
+        self.webhooks: Webhooks | None = None
+        if webhook_secret is not None:
+            self.webhooks = Webhooks(secret=webhook_secret, hosts=webhook_hosts, insecure=webhook_insecure)
+            self.webhooks.register(self)
+        elif webhook_hosts:
+            raise ValueError("webhook_hosts are given without a webhook_secret to sign with")
         self.dead = DeadLetters(self)
         """Jobs that failed for good."""
         self.sync = SyncJobs(self)
@@ -156,6 +172,8 @@ class JobQueue:
         on_success: str | Task[..., Any] | None = None,
         on_failure: str | Task[..., Any] | None = None,
         on_timeout: str | Task[..., Any] | None = None,
+        webhook: str | None = None,
+        http: bool = False,
     ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
 
     def task(
@@ -172,6 +190,8 @@ class JobQueue:
         on_success: str | Task[..., Any] | None = None,
         on_failure: str | Task[..., Any] | None = None,
         on_timeout: str | Task[..., Any] | None = None,
+        webhook: str | None = None,
+        http: bool = False,
     ) -> Task[P, R] | Callable[[Callable[P, R]], Task[P, R]]:
         """Register a function, async or not: `@jobs.task` or `@jobs.task(…)`. Called, it just runs.
 
@@ -184,6 +204,8 @@ class JobQueue:
             store_as: Keep the result under this name for other tasks to `pull`.
             on_success, on_failure, on_timeout: Tasks of this queue, or their names, that are enqueued when a job has
                 succeeded, failed for good, or failed for good by a timeout.
+            webhook: URL that is told when a job has succeeded or failed for good; needs the queue's `webhook_secret`.
+            http: Whether clients may enqueue it over HTTP, where `asgi()` names no tasks.
 
         Raises:
             ValueError: The name is taken, or is none; or an option is outside its range.
@@ -198,16 +220,20 @@ class JobQueue:
                 on_success=callback_name(on_success),
                 on_failure=callback_name(on_failure),
                 on_timeout=callback_name(on_timeout),
+                webhook=webhook,
             )
         )
+        self._check_webhook(options)
         rank = self.rank_of(priority)
 
         def register(function: Callable[P, R]) -> Task[P, R]:
-            return self._register(function, name, rank, options)
+            return self._register(function, name, rank, options, http)
 
         return register if function is None else register(function)
 
-    def _register(self, function: Callable[P, R], name: str | None, rank: int, options: TaskOptions) -> Task[P, R]:
+    def _register(
+        self, function: Callable[P, R], name: str | None, rank: int, options: TaskOptions, http: bool
+    ) -> Task[P, R]:
         called = getattr(function, "__name__", "") if name is None else name
         if not TASK_NAME.fullmatch(called):
             raise ValueError(
@@ -215,7 +241,7 @@ class JobQueue:
             )
         if called in self._tasks:
             raise ValueError(f"there is a task {called!r} already: give another name with name=…")
-        task = Task(self, function, name=called, rank=rank, options=options)
+        task = Task(self, function, name=called, rank=rank, options=options, http=http)
         self._tasks[called] = task
         return task
 
@@ -224,12 +250,19 @@ class JobQueue:
         return self._tasks.get(name_in(body))
 
     def check_callbacks(self, options: TaskOptions) -> None:
-        """Raise UnknownTask when a callback is none of the tasks."""
+        """Raise UnknownTask when a callback is none of the tasks, ValueError when the webhook may not be called."""
+        self._check_webhook(options)
         for option in ("on_success", "on_failure", "on_timeout"):
             name = getattr(options, option)
             if name is not None and name not in self._tasks:
                 known = ", ".join(sorted(self._tasks))
                 raise UnknownTask(f"{option} is {shortened(name)}: the tasks are {known}")
+
+    def _check_webhook(self, options: TaskOptions) -> None:
+        if options.webhook is not None:
+            if self.webhooks is None:
+                raise ValueError(f"webhook is {shortened(options.webhook)}: the queue has no webhook_secret")
+            self.webhooks.check(options.webhook)
 
     def rank_of(self, priority: Priority | str | None) -> int:
         """The rank of a class. Raises ValueError naming the classes there are."""
@@ -249,6 +282,29 @@ class JobQueue:
         if default is not None:
             return self.rank_of(default)
         return self._rank_by_name.get("normal", (len(self.classes) - 1) // 2)
+
+    def asgi(
+        self,
+        *,
+        tasks: Iterable[str] | None = None,
+        identify: Identify | None = None,
+        max_streams: int = 1000,
+    ) -> JobsApp:
+        """An ASGI app to mount: enqueue, look at, cancel and watch jobs over HTTP. See `JobsApp`.
+
+        Args:
+            tasks: Names of the tasks that clients may enqueue. None: those registered with `http=True`.
+            identify: Given the ASGI scope, says who asks: an `Identity`, or None for nobody known; may be async.
+                None: everybody is the tenant "".
+            max_streams: Event streams open at once.
+
+        Raises:
+            UnknownTask: One of *tasks* is not registered yet.
+            ValueError: *max_streams* is outside 1 to 100,000.
+        """
+        from admission.jobs.asgi import JobsApp
+
+        return JobsApp(self, tasks=tasks, identify=identify, max_streams=max_streams)
 
     # ------------------------------------------------------------------ from start to stop
 

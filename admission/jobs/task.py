@@ -65,6 +65,8 @@ class TaskOptions:
     """… when it has failed for good."""
     on_timeout: str | None = None
     """… when it has failed for good by a timeout."""
+    webhook: str | None = None
+    """The URL that is told when the job has succeeded, or failed for good."""
 
 
 class EnqueueOptions(TypedDict, total=False):
@@ -85,6 +87,7 @@ class EnqueueOptions(TypedDict, total=False):
     on_success: str | Task[..., object] | None
     on_failure: str | Task[..., object] | None
     on_timeout: str | Task[..., object] | None
+    webhook: str | None
 
 
 class NewJob(NamedTuple):
@@ -113,14 +116,25 @@ class Task(Generic[P, R]):
         function: What was decorated.
         options: Those of its jobs, unless they say otherwise.
         rank: Rank of the class of its jobs.
+        http: Whether it may be enqueued over HTTP, where `JobQueue.asgi` names no tasks.
     """
 
-    def __init__(self, jobs: JobQueue, function: Callable[P, R], *, name: str, rank: int, options: TaskOptions) -> None:
+    def __init__(
+        self,
+        jobs: JobQueue,
+        function: Callable[P, R],
+        *,
+        name: str,
+        rank: int,
+        options: TaskOptions,
+        http: bool = False,
+    ) -> None:
         self.jobs = jobs
         self.function = function
         self.name = name
         self.rank = rank
         self.options = options
+        self.http = http
         self.is_async = is_async(function)
         self._arguments: Arguments | None = None
         functools.update_wrapper(self, function)
@@ -132,7 +146,7 @@ class Task(Generic[P, R]):
         """What the body of each of its jobs begins with."""
         self._prepared: PreparedJob[P, R] | None = None
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function, here and now."""
         return self.function(*args, **kwargs)
 
@@ -164,12 +178,13 @@ class Task(Generic[P, R]):
         """
         return PreparedJob(self, options)
 
-    def job(self, *args: P.args, **kwargs: P.kwargs) -> NewJob:
+    def job(self, /, *args: P.args, **kwargs: P.kwargs) -> NewJob:
         """A job to be enqueued by `JobQueue.enqueue_many`. Raises as `enqueue`, but for what a server says."""
         return self._plain.job(*args, **kwargs)
 
     async def enqueue(
         self,
+        /,
         *args: object,
         tenant: str = "",
         priority: Priority | str | None = None,
@@ -214,6 +229,7 @@ class Task(Generic[P, R]):
 
     def enqueue_sync(
         self,
+        /,
         *args: object,
         tenant: str = "",
         priority: Priority | str | None = None,
@@ -314,7 +330,7 @@ class PreparedJob(Generic[P, R]):
         """The same with these options, beside those it has. Raises as `Task.with_options`."""
         return PreparedJob(self.task, {**self._options, **options})
 
-    def job(self, *args: P.args, **kwargs: P.kwargs) -> NewJob:
+    def job(self, /, *args: P.args, **kwargs: P.kwargs) -> NewJob:
         """A job to be enqueued by `JobQueue.enqueue_many`. Raises as `Task.enqueue`, but for what a server says."""
         task = self.task
         body = task.prefix + task.arguments.to_json(args, kwargs) + self._tail
@@ -322,11 +338,11 @@ class PreparedJob(Generic[P, R]):
             raise too_large(f"a job of task {task.name!r}", len(body), task.jobs.max_payload_bytes)
         return NewJob(self, body.decode())
 
-    async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job:
+    async def enqueue(self, /, *args: P.args, **kwargs: P.kwargs) -> Job:
         """Have it run by a worker; see `Task.enqueue`. All arguments are the function's."""
         return await self.task.jobs.enqueue(self.job(*args, **kwargs))
 
-    def enqueue_sync(self, *args: P.args, **kwargs: P.kwargs) -> Job:
+    def enqueue_sync(self, /, *args: P.args, **kwargs: P.kwargs) -> Job:
         """As `enqueue`, for callers that block. Raises NotRunning on an event loop."""
         return self.task.jobs.sync.enqueue(self.job(*args, **kwargs))
 
