@@ -1,0 +1,63 @@
+"""Deliberate mistakes in the jobs' script, each of which the state machine must find."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from admission.jobs.script import Script
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """One mistake: a text of the script that stands there once, and what stands there instead."""
+
+    name: str
+    text: str
+    instead: str
+
+    def applied(self) -> str:
+        """The script with the mistake in it. Raises AssertionError when its place in the script is gone."""
+        assert Script.source.count(self.text) == 1, f"mutation {self.name!r}: its text must be in the script once"
+        return Script.source.replace(self.text, self.instead)
+
+
+MUTATIONS = (
+    Mutation("a stale delivery reports", " and j.delivery == tonumber(delivery) then", " then"),
+    Mutation("another process reports", " and j.by == me and", " and"),
+    Mutation("virtual time stands still", "      c.virtual = max(c.virtual, f.pass)\n", ""),
+    Mutation("newcomers begin at nought", "f.pass = max(f.pass, c.virtual)", "f.pass = f.pass"),
+    Mutation("nobody is charged", "f.pass = f.pass + tonumber(charge)", ""),
+    Mutation("handing back costs", "f.pass = max(0, f.pass - tonumber(j.charge))", ""),
+    Mutation(
+        "ties go to the last name",
+        "and core.sorts_before(f.tenant, g.tenant)",
+        "and core.sorts_before(g.tenant, f.tenant)",
+    ),
+    Mutation("the dead keep their jobs", "        core.strip(name, true)\n", ""),
+    Mutation("killed without end", "if j.lost >= most_lost then", "if false then"),
+    Mutation("the dead may take", "  if not pool.alive[me] then\n    return STALE\n  end\n  local c =", "  local c ="),
+    Mutation("keys are never free", "    core.set_dedup(j.dedup, false)\n", ""),
+    Mutation("keys of others are freed", "core.dedup(j.dedup) == j.id then", "true then"),
+    Mutation("one job above the bound", "return total < max_queue_size", "return total <= max_queue_size"),
+    Mutation(
+        "paused classes go on",
+        "  if pool.paused + c.paused > 0 or c.queued == 0 then\n    return answer",
+        "  if c.queued == 0 then\n    return answer",
+    ),
+    Mutation("everybody wakes", "pool.fresh[c.rank] = left - 1", ""),
+    Mutation("nobody wakes", "core.tell(process.name, 'wake ' .. rank)", ""),
+    Mutation("watchers are not told", "      core.tell(process, 'end ' .. j.id)\n", ""),
+    Mutation("stealing from everyone", "#picked < most and tenants ~= '*' and steal ~= '='", "#picked < most"),
+    Mutation("passes are never forgotten", "    f.pass, f.debt = 0, nil\n", ""),
+    Mutation("debts are left behind", "core.write('ZREM', DEBT, off_debt)", ""),
+    Mutation("delayed too long", "format('%d', now + delay)", "format('%d', now + 2 * delay)"),
+    Mutation("results stay for ever", "for _, key in ipairs({ DEAD, KEPT }) do", "for _, key in ipairs({ DEAD }) do"),
+    Mutation("errors stay for ever", "if j.failures > 0 or j.res then", "if false then"),
+    Mutation("retries are new attempts", "  j.failures, j.res = j.failures + 1, error\n", "  j.res = error\n"),
+    Mutation(
+        "bodies stay for ever",
+        "  core.write('HDEL', BODY, gone)\n  core.write('HDEL', RES, no_res)",
+        "  core.write('HDEL', RES, no_res)",
+    ),
+)
+"""A comparison with the model finds each of these."""
