@@ -106,10 +106,10 @@ class Worker:
         self.name = f"worker-{os.getpid()}" if name is None else name
         self._workers = workers
         self._grace = grace
-        self._tenants = _tenants("tenants", tenants)
-        self._steal = None if steal == EVERYBODY else _tenants("steal", steal) or ()
+        self._tenants = tenant_names("tenants", tenants)
+        self._steal = None if steal == EVERYBODY else tenant_names("steal", steal) or ()
         if controller is not None:
-            _check_pool(controller, jobs)
+            check_pool(controller, jobs)
         self._shares_controller = controller is not None
         self.controller = controller or AdmissionController(
             backend=replace(jobs.site, joins=True),
@@ -278,7 +278,8 @@ class Worker:
         )
 
 
-def _tenants(option: str, names: Sequence[str] | None) -> Tenants | None:
+def tenant_names(option: str, names: Sequence[str] | None) -> Tenants | None:
+    """*names* as an operation wants them. Raises ValueError naming the option."""
     if names is None:
         return None
     if isinstance(names, str):
@@ -289,8 +290,8 @@ def _tenants(option: str, names: Sequence[str] | None) -> Tenants | None:
     return tuple(names)
 
 
-def _check_pool(controller: AdmissionController, jobs: JobQueue) -> None:
-    """The controller is of the pool the jobs are kept beside."""
+def check_pool(controller: AdmissionController, jobs: JobQueue) -> None:
+    """Raise ValueError unless the controller is of the pool the jobs are kept beside."""
     if not controller.process:
         raise ValueError("controller is of a pool in this process alone: give it the queue's server as its backend")
     if controller.name != jobs.pool:
