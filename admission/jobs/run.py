@@ -38,9 +38,10 @@ from admission.jobs.failure import describe, failure_of
 from admission.jobs.hands import Hand, Hands, Suspended
 from admission.jobs.script import ID_DIGITS, Answer, Put, Said, Taken
 from admission.jobs.status import Tally
-from admission.jobs.task import Call, Task, json_of, name_in, too_large
+from admission.jobs.task import Call, NewJob, Task, json_of, name_in, too_large
 from admission.jobs.tender import ClassTender
-from admission.jobs.types import BuryKind
+from admission.jobs.types import BuryKind, JobState
+from admission.jobs.webhook import Ending
 from admission.line import Entry
 from admission.permit import hold, outcome_of
 from admission.policy.retry import Retry
@@ -255,10 +256,12 @@ class Runs:
         self._done(run, text)
 
     def _done(self, run: Run, text: str) -> None:
-        taken, callback = run.taken, run.call.options.on_success
+        taken, options = run.taken, run.call.options
         self.tally.succeeded += 1
-        if callback is not None:
-            self._call_back(run, callback, "success", result=from_json(text))
+        if options.on_success is not None:
+            self._call_back(run, options.on_success, "success", result=from_json(text))
+        if options.webhook is not None:
+            self._tell_webhook(run, options.webhook, run.ending(JobState.DONE, result=text))
         self.store.send(script.done(taken.id, taken.delivery, text, self._ttl_us), self._heard)
         if self._listener is not None:
             self._listener.succeeded(run.picture(), run.seconds)
@@ -313,6 +316,9 @@ class Runs:
             callback, outcome = options.on_timeout, "timeout"
         if callback is not None:
             self._call_back(run, callback, outcome, error=failure.error)
+        if options.webhook is not None:
+            ending = run.ending(JobState.DEAD, kind=kind, error=failure.error)
+            self._tell_webhook(run, options.webhook, ending)
         self._bury(run.taken, kind, error)
         if self._listener is not None:
             self._listener.failed(run.picture(), error, run.seconds, final=True)
@@ -326,13 +332,9 @@ class Runs:
         self.tally.cancelled += 1
         taken = run.taken
         error = describe(failure_of(TaskCancelled(f"job {taken.id} was cancelled")))
-        # As if it had been cancelled in the queue: nothing is kept of it, and whoever waits for it hears so.
-        self.store.send(script.bury(taken.id, taken.delivery, BuryKind.FAILED, error), partial(self._dropped, taken.id))
-
-    def _dropped(self, id: str, answer: Answer) -> None:
-        self._heard(answer)
-        if answer is Said.DONE:
-            self.store.send(script.drop(id))
+        # As if it had been cancelled in the queue: nothing is kept of it. In one call, so nobody sees it dead between.
+        self.store.send(script.bury(taken.id, taken.delivery, BuryKind.FAILED, error), self._heard)
+        self.store.send(script.drop(taken.id))
 
     def hand_back(self, run: Run) -> None:
         """It shall run elsewhere, as if it had never been here."""
@@ -355,10 +357,7 @@ class Runs:
             self.tally.stale += 1
 
     def _call_back(self, run: Run, callback: str, outcome: str, **news: object) -> None:
-        """Enqueue a callback, before the report: if this process dies in between, the job runs again and so does this.
-
-        Its id is made from the delivery's, so saying it twice makes no second one.
-        """
+        """Enqueue a callback."""
         taken = run.taken
         payload = {
             "id": taken.id,
@@ -367,14 +366,34 @@ class Runs:
             **news,
             "metadata": dict(run.call.metadata),
         }
-        digest = hashlib.sha256(f"{taken.id} {taken.delivery} {outcome}".encode()).hexdigest()[:ID_DIGITS]
         try:
             task = self._tasks[callback]
             new = task.with_options(tenant=taken.tenant, priority=self.classes[taken.rank].name).job(payload)
         except (KeyError, AdmissionError, ValueError):
             logger.exception("callback %r of job %s cannot be enqueued", callback, taken.id)
             return
-        prepared = new.prepared
+        self._put_beside(run, callback, outcome, new)
+
+    def _tell_webhook(self, run: Run, url: str, ending: Ending) -> None:
+        """Enqueue the delivery of a webhook."""
+        taken, jobs = run.taken, run.task.jobs
+        try:
+            if jobs.webhooks is None:
+                raise LookupError("the queue of this worker has no webhook_secret")
+            priority = self.classes[taken.rank].name
+            new = jobs.webhooks.notice(jobs, url, ending, priority=priority, tenant=taken.tenant)
+        except (LookupError, AdmissionError, ValueError):
+            logger.exception("the webhook of job %s cannot be enqueued", taken.id)
+            return
+        self._put_beside(run, "webhook", "webhook", new)
+
+    def _put_beside(self, run: Run, callback: str, why: str, new: NewJob) -> None:
+        """Enqueue what follows a job, before its report: if this process dies in between, both are done again.
+
+        Its id is made from the delivery's, so saying it twice makes no second one.
+        """
+        taken, prepared = run.taken, new.prepared
+        digest = hashlib.sha256(f"{taken.id} {taken.delivery} {why}".encode()).hexdigest()[:ID_DIGITS]
         op = script.put(digest, prepared.rank, prepared.tenant, prepared.charge, 0, "", "", new.body)
         self.store.send(op, partial(self._called_back, callback, taken.id))
 
@@ -448,6 +467,19 @@ class Run:
             delivery=taken.delivery,
             tenant=taken.tenant,
             priority=self._runs.classes[taken.rank].name,
+            metadata=self.call.metadata,
+        )
+
+    def ending(self, state: JobState, *, result: str = "", kind: BuryKind | None = None, error: str = "") -> Ending:
+        """How it ended, for its webhook."""
+        return Ending(
+            id=self.taken.id,
+            task=self.task.name,
+            state=state,
+            attempts=self.taken.attempt,
+            result=result,
+            kind=kind,
+            error=error,
             metadata=self.call.metadata,
         )
 
@@ -605,8 +637,7 @@ class Run:
         self._begun = True
         self.since = runs.now()
         if taken.delivery == 1:
-            runs.tally.started += 1
-            runs.tally.wait_seconds += max(0.0, self.since + runs.clock - taken.enqueued)
+            runs.tally.wait.observe(max(0.0, self.since + runs.clock - taken.enqueued))
 
     def _arm(self) -> None:
         timeout = self.call.options.timeout
@@ -624,8 +655,7 @@ class Run:
             ran = runs.now() - self.since
             if not self._reported:
                 self.seconds = ran
-            runs.tally.ended += 1
-            runs.tally.run_seconds += ran
+            runs.tally.run.observe(ran)
         self._hand = None
         self._line.end(self._entry, outcome, ran)
         runs.intake.ended()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from admission.statistics import SECONDS, Histogram
+from admission.types import HistogramSnapshot
+
 __all__ = ["Tally", "WorkerStatus"]
 
 
@@ -41,15 +44,25 @@ class WorkerStatus:
     """Callbacks it enqueued."""
     success_rate: float
     """succeeded ÷ (succeeded + failed); 1.0 before the first."""
-    average_wait: float
-    """Seconds from enqueueing to the first start; 0.0 before the first."""
-    average_run_time: float
-    """Seconds an attempt ran; 0.0 before the first ended."""
+    wait: HistogramSnapshot
+    """Seconds from enqueueing to the first start."""
+    run: HistogramSnapshot
+    """Seconds an attempt ran, of those that ended."""
     threads: int
     """Threads there may be."""
     threads_busy: int
     thread_pool_exhausted: int
     """How often a job found no free thread."""
+
+    @property
+    def average_wait(self) -> float:
+        """Seconds from enqueueing to the first start; 0.0 before the first."""
+        return self.wait.mean
+
+    @property
+    def average_run_time(self) -> float:
+        """Seconds an attempt ran; 0.0 before the first ended."""
+        return self.run.mean
 
     @property
     def thread_pool_utilisation(self) -> float:
@@ -64,24 +77,23 @@ class Tally:
         "buried",
         "callbacks",
         "cancelled",
-        "ended",
         "failed",
         "handed_back",
         "retried",
-        "run_seconds",
+        "run",
         "stale",
-        "started",
         "succeeded",
         "timeouts",
-        "wait_seconds",
+        "wait",
     )
 
     def __init__(self) -> None:
         self.succeeded = self.failed = self.retried = self.timeouts = self.buried = 0
         self.cancelled = self.handed_back = self.stale = self.callbacks = 0
-        self.started = self.ended = 0
-        """First attempts that were begun, and attempts that ended."""
-        self.wait_seconds = self.run_seconds = 0.0
+        self.wait = Histogram(SECONDS)
+        """Seconds from enqueueing to the first start."""
+        self.run = Histogram(SECONDS)
+        """Seconds of each attempt that ended."""
 
     def success_rate(self) -> float:
         """succeeded ÷ all attempts that ended by themselves; 1.0 before the first."""
