@@ -1081,6 +1081,7 @@ local function rarely()
     pool.number = pool.number + 1
     j.number, j.failures, j.lost, j.delivery, j.backs = format('%d', pool.number), 0, 0, 0, 0
     j.first, j.started, j.at, j.expires, j.by, j.res = '-', '-', '-', '-', '-', ''
+    j.enqueued = pool.time
     core.fix(j)
     core.line_up(j)
     return DONE
@@ -1120,6 +1121,7 @@ local function rarely()
 
   function core.leave()
     core.sate(me)
+    core.flush_jobs()
     core.strip(me, false)
     return DONE
   end

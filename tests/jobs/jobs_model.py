@@ -343,7 +343,7 @@ class Model:
             return Said.FULL
         self.number += 1
         key = "" if self.holder_of(job.key) else job.key
-        fresh = Job(job.id, job.rank, job.tenant, job.charge, self.number, job.enqueued, key, [], job.body)
+        fresh = Job(job.id, job.rank, job.tenant, job.charge, self.number, self.now, key, [], job.body)
         self.jobs[id] = replace(fresh, state=JobState.CANCELLED)
         self.line_up(self.jobs[id])
         return Said.DONE
@@ -775,7 +775,7 @@ class Jobs(RuleBasedStateMachine):
 
 
 def walk(machine: Jobs, seed: int, *, steps: int = 150) -> None:
-    """Take the machine through a random trace, with many jobs in every state: quicker than Hypothesis, and not shrunk."""
+    """Take the machine through a random trace, with many jobs in every state: quick, and not shrunk."""
     choose = random.Random(seed)
 
     def some(*values: Any) -> Any:

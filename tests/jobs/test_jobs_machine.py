@@ -32,6 +32,12 @@ def machine(client: redis.Redis, namespace: str, source: str = Script.source) ->
     return Driven
 
 
+def walks(driven: type[Jobs]) -> None:
+    """A few long traces, the same every time. Raises what they find."""
+    for seed in range(5):
+        walk(driven(), seed)
+
+
 @pytest.mark.slow
 def test_jobs_agree_with_a_plain_model_whatever_happens(
     client: redis.Redis, any_redis_url: str, namespace: str
@@ -54,8 +60,7 @@ def test_jobs_agree_with_a_plain_model_whatever_happens(
 
 def test_jobs_agree_with_a_plain_model_on_long_traces(client: redis.Redis, any_redis_url: str, namespace: str) -> None:
     """The same with many jobs in every state at once."""
-    for seed in range(4):
-        walk(machine(client, namespace)(), seed)
+    walks(machine(client, namespace))
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
@@ -64,7 +69,6 @@ def test_traces_find_a_mistake_in_the_jobs_script(redis_url: str, namespace: str
     driven = machine(redis.Redis.from_url(redis_url, protocol=2), namespace, mutation.applied())
     with driven.client as client:
         with pytest.raises((AssertionError, redis.exceptions.ResponseError)):
-            for seed in range(4):
-                walk(driven(), seed)
+            walks(driven)
         for key in client.scan_iter(match=f"*{namespace}*", count=1000):
             client.delete(key)
