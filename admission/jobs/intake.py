@@ -33,6 +33,9 @@ POLL = 1.0
 NO_LEASE = 0.05
 """Seconds until a take is tried again that came before this process's lease stood, or after it was lost."""
 
+FRESH = 0.01
+"""Seconds for which a reply says which classes have jobs; then the server is asked before anything is taken."""
+
 LINK_LOOK = 0.25
 """Seconds for which it is believed how the pool's link stands."""
 
@@ -119,6 +122,11 @@ class Intake:
         """Whether it takes jobs."""
         return self._open
 
+    @property
+    def sleeps(self) -> bool:
+        """Whether the server is to wake this process for every class."""
+        return len(self._awaited) == len(self._dry)
+
     # ------------------------------------------------------------------ causes to look
 
     def look_soon(self) -> None:
@@ -184,6 +192,9 @@ class Intake:
             return
         if self._unsure:
             self._clear_up()
+            return
+        if self._loop.time() > self._heard_at + FRESH:
+            self._ask_server()  # Higher classes may have jobs that were not heard of while all places were taken.
             return
         tender = self.tender
         gives_way = tender.others_wait(reply.waiting)

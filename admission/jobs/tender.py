@@ -3,8 +3,9 @@
 A job needs a permit like any request, and only a permit in hand lets a worker take one. So the pool orders jobs against
 online requests by its own rules, an idle pool is used in full, and no job that was taken waits for capacity.
 
-    ask ──▶ (line of the pool) ──▶ idle ──▶ use ──▶ a job runs ──▶ end ──▶ used ──▶ keep   | idle again
-                                    └──▶ release                            └─────▶ release | somebody waits
+    ask ──▶ (line of the pool) ──▶ idle ──▶ use ──▶ a job runs ──▶ end ──▶ used ──▶ idle again
+                                    └──▶ release                   │         └────▶ release: somebody waits
+                                                                   └──▶ release: it was no short one
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ TENANT = "jobs"
 
 MOST_ASKED = 32
 """Tickets of one class that wait in the pool at once."""
+
+SHORT = 0.005
+"""Seconds: only after jobs as short as that is a permit kept. What is known of who waits is a round trip old, so after a
+longer one it is released in any case: then the next in line has its turn, and a round trip is nothing."""
 
 BACKOFF = Retry.exponential(max_attempts=10_000, base=0.05, factor=2.0, max_delay=1.0, jitter=0.5)
 """How a class comes back that the pool has turned away."""
@@ -120,6 +125,8 @@ class ClassTender:
         """Its job has ended after *ran* seconds. It may have released the permit by itself: then nothing is left."""
         if entry.state is RUNNING:
             self.used.append((entry, outcome, ran))
+            if ran > SHORT:
+                self.release_used()
 
     def keep(self, most: int) -> None:
         """What jobs have left is for other jobs, so that at most so many are idle; the rest is released."""
