@@ -47,7 +47,7 @@ MOST_THREADS = 1_000
 
 EVERYBODY = "*"
 
-_sharers: Counter[str] = Counter()
+sharers: Counter[str] = Counter()
 """Workers by the pool's name of their process: only the last one may say goodbye for it."""
 
 
@@ -172,7 +172,7 @@ class Worker:
         intake = Intake(store, self.controller, runs, places=self._workers, tenants=self._tenants, steal=self._steal)
         runs.intake = intake
         self._store, self._intake, self._runs = store, intake, runs
-        _sharers[process] += 1
+        sharers[process] += 1
         store.on_reply = self._replied
         store.on_told = self._told
         store.on_subscribed = intake.messages_lost
@@ -218,9 +218,9 @@ class Worker:
 
     async def _leave(self, store: JobStore) -> None:
         """Say the last reports and goodbye, if the server can be reached."""
-        _sharers[store.process] -= 1
-        if not _sharers[store.process]:
-            del _sharers[store.process]
+        sharers[store.process] -= 1
+        if not sharers[store.process]:
+            del sharers[store.process]
             store.send(script.leave())
         try:
             async with asyncio.timeout(PATIENCE * self.jobs.site.timeout):
