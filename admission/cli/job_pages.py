@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
@@ -58,12 +59,12 @@ def tell(record: JobStatus | DeadLetter, as_json: bool) -> None:
 def _text(name: str, value: object) -> str:
     """A value for people; empty when there is nothing to say."""
     match value:
-        case None | "" | {}:
+        case None | "":
             return ""
         case float() if name.endswith("_at"):
             return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         case Mapping():
-            return json.dumps(value, ensure_ascii=False)
+            return json.dumps(value, ensure_ascii=False) if value else ""
         case 0 if name == "position":
             return ""
     return str(value)
@@ -107,26 +108,30 @@ def print_letters(letters: Sequence[DeadLetter], now: float) -> None:
 def print_stats(queue: JobQueue, numbers: JobStats) -> None:
     """How the queue stands, at 80 columns."""
     where = whereabouts(queue)
-    click.echo(f"{where[0].upper()}{where[1:]}: {_counted(numbers.workers, 'worker process', 'worker processes')}.")
+    _say(f"{where[0].upper()}{where[1:]}: {_counted(numbers.workers, 'worker process', 'worker processes')}.")
     if numbers.paused:
-        click.echo("Everything is paused: no job starts until resume.")
-    click.echo(
+        _say("Everything is paused: no job starts until resume.")
+    _say(
         f"Now: {numbers.queued:,} queued, {numbers.delayed:,} delayed, {numbers.running:,} running, "
         f"{_counted(numbers.dead, 'dead letter')}, {_counted(numbers.kept, 'result')} kept."
     )
-    click.echo(
+    _say(
         f"In all: {numbers.enqueued_total:,} enqueued, {numbers.succeeded_total:,} succeeded, "
-        f"{_counted(numbers.failed_total, 'attempt')} failed,\n"
-        f"  {numbers.retried_total:,} retried, {numbers.handed_back_total:,} handed back, "
-        f"{numbers.redelivered_total:,} delivered again after a death,\n"
-        f"  {numbers.dead_total:,} dead, {_counted(numbers.stale_total, 'late report')} refused.\n"
+        f"{_counted(numbers.failed_total, 'attempt')} failed, {numbers.retried_total:,} retried, "
+        f"{numbers.handed_back_total:,} handed back, {numbers.redelivered_total:,} delivered again after a death, "
+        f"{numbers.dead_total:,} dead, {_counted(numbers.stale_total, 'late report')} refused."
     )
+    click.echo()
     counts = {"queued": True, "delayed": True, "running": True, "oldest": True}
     _print({"class": False, **counts, "": False}, map(_class_row, numbers.classes))
     if numbers.tenants:
         click.echo()
         headings = {"tenant": False, "class": False, "queued": True, "running": True}
         _print(headings, map(_tenant_row, numbers.tenants))
+
+
+def _say(sentence: str) -> None:
+    click.echo(textwrap.fill(sentence, WIDTH, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False))
 
 
 def _class_row(each: ClassStats) -> tuple[str, ...]:

@@ -108,7 +108,7 @@ class Processes:
 
 def pause_after(deaths: int) -> float:
     """Seconds before the next process, after so many deaths in a row."""
-    return 0.0 if deaths <= 1 else min(LONGEST_PAUSE, 2.0 ** (deaths - 2))
+    return 0.0 if deaths <= 1 else min(LONGEST_PAUSE, 2.0 ** min(deaths - 2, 10))
 
 
 def _why(code: int) -> str:

@@ -78,7 +78,7 @@ def work(assignment: Assignment) -> None:
         runner.run(run())
     if stuck := worker.status().threads_busy:
         # Python would wait for them for ever. What ran there was handed back.
-        _log.warning("%d functions still run in threads; they end with this process", stuck)
+        _log.warning("ended with %d threads in which functions still ran", stuck)
         logging.shutdown()
         os._exit(0)
 
