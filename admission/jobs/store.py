@@ -69,6 +69,8 @@ class JobStore:
         self._listening: asyncio.Task[None] | None = None
         self._embedded: Embedded | None = None
         self._asks: set[_Ask] = set()
+        self.unanswered = 0
+        """Calls that brought no answer: what they did is not known, and they were made again."""
         self._last_failure: Unreachable | None = None
         self._closed = False
 
@@ -283,6 +285,7 @@ class JobStore:
             return self.script.parse(await link.run(self.script, keys, arguments))
         except Unreachable as error:
             self._last_failure = error
+            self.unanswered += 1
             if _without_memory(error):
                 self._fail(self._unavailable("has no memory left"))
             raise
@@ -339,8 +342,8 @@ def _portions(ops: Sequence[Op]) -> Iterator[Sequence[Op]]:
 
 
 def _without_memory(error: Unreachable) -> bool:
-    # Redis 6 puts the code of what failed inside a script behind one of its own.
-    return isinstance(error, ServerError) and "OOM" in str(error)
+    # Its code, OOM, is not always the first word: scripts have codes of their own before it. The text is the same.
+    return isinstance(error, ServerError) and "when used memory > 'maxmemory'" in str(error)
 
 
 def _weight(op: Op) -> int:
