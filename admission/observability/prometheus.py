@@ -20,16 +20,16 @@ Needs the extra `metrics` (`prometheus_client`).
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, Protocol
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from admission.observability.families import Series, add_histogram
 from admission.observability.lag import LoopLag
 from admission.observability.tenants import OTHER, TenantTotal, TenantTotals
 from admission.types import ClassSnapshot, HistogramSnapshot, Outcome, Reason, Snapshot, within
@@ -59,82 +59,72 @@ class Executor(Protocol):
     def get_status(self) -> object: ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Series:
-    """One number of a class or of a pool, and what it is called."""
-
-    name: str
-    help: str
-    read: Callable[[Any], Any]
-    """What a `ClassSnapshot` or `Snapshot` says; None: there is no such number now, so there is no sample."""
-
-
 _STANDS = " In a shared pool that of all processes: take the max."
 _HAPPENED = " In a shared pool that of this process: take the sum."
 
 _CLASS_GAUGES = (
-    _Series("queue_lobby_size", "Callers waiting for room in the line.", lambda c: c.lobby),
-    _Series("queue_oldest_wait_seconds", "Wait so far of the oldest waiter.", lambda c: c.oldest_wait),
-    _Series("queue_predicted_wait_seconds", "Wait a newcomer can expect.", lambda c: c.predicted_wait),
-    _Series("in_flight_slots", "Slots held.", lambda c: c.in_flight),
-    _Series("slot_cap", "Slots the class's ceiling lets it hold.", lambda c: c.slot_cap),
-    _Series("class_paused", "1 while the class may start nothing.", lambda c: int(c.paused)),
+    Series("queue_lobby_size", "Callers waiting for room in the line.", lambda c: c.lobby),
+    Series("queue_oldest_wait_seconds", "Wait so far of the oldest waiter.", lambda c: c.oldest_wait),
+    Series("queue_predicted_wait_seconds", "Wait a newcomer can expect.", lambda c: c.predicted_wait),
+    Series("in_flight_slots", "Slots held.", lambda c: c.in_flight),
+    Series("slot_cap", "Slots the class's ceiling lets it hold.", lambda c: c.slot_cap),
+    Series("class_paused", "1 while the class may start nothing.", lambda c: int(c.paused)),
 )
 _CLASS_COUNTERS = (
-    _Series("queue_requests", "Requests that arrived.", lambda c: c.offered),
-    _Series("queue_requests_granted", "Requests that were let in.", lambda c: c.granted),
-    _Series("queue_requests_granted_at_once", "Those let in without waiting.", lambda c: c.granted_at_once),
+    Series("queue_requests", "Requests that arrived.", lambda c: c.offered),
+    Series("queue_requests_granted", "Requests that were let in.", lambda c: c.granted),
+    Series("queue_requests_granted_at_once", "Those let in without waiting.", lambda c: c.granted_at_once),
 )
 _CLASS_HISTOGRAMS = (
-    _Series("queue_wait_time_seconds", "Time in line of requests that were let in.", lambda c: c.wait),
-    _Series("run_time_seconds", "Time between being let in and the end.", lambda c: c.run),
-    _Series("queue_position", "Position on arrival of requests that had to wait.", lambda c: c.position),
-    _Series("queue_prediction_ratio", "Predicted wait divided by the actual one.", lambda c: c.prediction),
+    Series("queue_wait_time_seconds", "Time in line of requests that were let in.", lambda c: c.wait),
+    Series("run_time_seconds", "Time between being let in and the end.", lambda c: c.run),
+    Series("queue_position", "Position on arrival of requests that had to wait.", lambda c: c.position),
+    Series("queue_prediction_ratio", "Predicted wait divided by the actual one.", lambda c: c.prediction),
 )
 _POOL_GAUGES = (
-    _Series("queue_active_workers", "Requests running.", lambda s: sum(c.running for c in s.classes)),
-    _Series("queue_max_size", "Room in the line; 0 is unlimited.", lambda s: s.max_queue_size),
-    _Series("limit_slots", "Slots that may be in use now.", lambda s: s.limit),
-    _Series("utilisation_ratio", "Slots in use divided by the limit.", lambda s: s.utilisation),
-    _Series("drain_rate", "Grants per second while someone waits.", lambda s: s.drain_rate),
-    _Series("paused", "1 while the pool starts nothing.", lambda s: int(s.paused)),
-    _Series("tenants_active", "Tenants with something waiting or running.", lambda s: s.tenants_active),
+    Series("queue_active_workers", "Requests running.", lambda s: sum(c.running for c in s.classes)),
+    Series("queue_max_size", "Room in the line; 0 is unlimited.", lambda s: s.max_queue_size),
+    Series("limit_slots", "Slots that may be in use now.", lambda s: s.limit),
+    Series("utilisation_ratio", "Slots in use divided by the limit.", lambda s: s.utilisation),
+    Series("drain_rate", "Grants per second while someone waits.", lambda s: s.drain_rate),
+    Series("paused", "1 while the pool starts nothing.", lambda s: int(s.paused)),
+    Series("tenants_active", "Tenants with something waiting or running.", lambda s: s.tenants_active),
 )
-_DRAINING = _Series("draining", "1 while this process takes no one in.", lambda s: int(s.draining))
+_DRAINING = Series("draining", "1 while this process takes no one in.", lambda s: int(s.draining))
 _SHARED_POOL_GAUGES = (
-    _Series("pool_processes", "Processes that share the pool.", lambda s: len(s.processes)),
-    _Series("pool_over_limit_slots", "Slots in use beyond the limit.", lambda s: s.link.over_limit),
+    Series("pool_processes", "Processes that share the pool.", lambda s: len(s.processes)),
+    Series("pool_over_limit_slots", "Slots in use beyond the limit.", lambda s: s.link.over_limit),
 )
-_LINK_GAUGES = (_Series("link_largest_batch", "Most operations a call has carried.", lambda s: s.link.largest_batch),)
+_LINK_GAUGES = (Series("link_largest_batch", "Most operations a call has carried.", lambda s: s.link.largest_batch),)
 _LINK_COUNTERS = (
-    _Series("link_calls", "Calls of the script.", lambda s: s.link.calls),
-    _Series("link_operations", "Operations they carried.", lambda s: s.link.operations),
-    _Series("link_failures", "Calls that brought no reply.", lambda s: s.link.failures),
-    _Series("link_timeouts", "Those of them that took too long.", lambda s: s.link.timeouts),
-    _Series("link_reconnects", "Times the channel of messages was subscribed anew.", lambda s: s.link.reconnects),
-    _Series("link_resyncs", "Times everything was told to the pool anew.", lambda s: s.link.resyncs),
-    _Series("link_lease_renewals", "Times the lease was renewed.", lambda s: s.link.lease_renewals),
-    _Series("link_lease_failures", "Times it could not be.", lambda s: s.link.lease_failures),
-    _Series("link_stale_releases", "Releases of slots that had gone to others.", lambda s: s.link.stale),
+    Series("link_calls", "Calls of the script.", lambda s: s.link.calls),
+    Series("link_operations", "Operations they carried.", lambda s: s.link.operations),
+    Series("link_failures", "Calls that brought no reply.", lambda s: s.link.failures),
+    Series("link_timeouts", "Those of them that took too long.", lambda s: s.link.timeouts),
+    Series("link_reconnects", "Times the channel of messages was subscribed anew.", lambda s: s.link.reconnects),
+    Series("link_resyncs", "Times everything was told to the pool anew.", lambda s: s.link.resyncs),
+    Series("link_lease_renewals", "Times the lease was renewed.", lambda s: s.link.lease_renewals),
+    Series("link_lease_failures", "Times it could not be.", lambda s: s.link.lease_failures),
+    Series("link_stale_releases", "Releases of slots that had gone to others.", lambda s: s.link.stale),
 )
 _BREAKER_STATES = ("closed", "probing", "open")
 _EXECUTOR_GAUGES = (
-    _Series("healthy", "1 while the executor runs and its workers work.", lambda e: int(e.is_healthy)),
-    _Series("workers", "Workers there are.", lambda e: e.workers),
-    _Series("active_workers", "Workers that run a task.", lambda e: e.active_workers),
-    _Series("max_workers", "Workers there may be.", lambda e: e.max_workers),
-    _Series("tasks_retrying", "Tasks between two attempts.", lambda e: e.retrying),
-    _Series("dead_letters", "Tasks that failed for good and are kept.", lambda e: e.dead_letters),
-    _Series("thread_pool_size", "Threads there may be.", lambda e: e.thread_pool_size),
-    _Series("threads_busy", "Threads that run a task.", lambda e: e.threads_busy),
-    _Series("thread_pool_utilisation_ratio", "Busy threads by all.", lambda e: e.thread_pool_utilisation),
+    Series("healthy", "1 while the executor runs and its workers work.", lambda e: int(e.is_healthy)),
+    Series("workers", "Workers there are.", lambda e: e.workers),
+    Series("active_workers", "Workers that run a task.", lambda e: e.active_workers),
+    Series("max_workers", "Workers there may be.", lambda e: e.max_workers),
+    Series("tasks_retrying", "Tasks between two attempts.", lambda e: e.retrying),
+    Series("dead_letters", "Tasks that failed for good and are kept.", lambda e: e.dead_letters),
+    Series("thread_pool_size", "Threads there may be.", lambda e: e.thread_pool_size),
+    Series("threads_busy", "Threads that run a task.", lambda e: e.threads_busy),
+    Series("thread_pool_utilisation_ratio", "Busy threads by all.", lambda e: e.thread_pool_utilisation),
 )
 _EXECUTOR_COUNTERS = (
-    _Series("tasks_submitted", "Tasks handed in.", lambda e: e.submitted),
-    _Series("attempts", "Attempts started, retries included.", lambda e: e.started),
-    _Series("retries", "Attempts after the first.", lambda e: e.retried),
-    _Series("thread_pool_exhausted", "How often a task found no free thread.", lambda e: e.thread_pool_exhausted),
-    _Series("callback_errors", "Callbacks that raised.", lambda e: e.callback_errors),
+    Series("tasks_submitted", "Tasks handed in.", lambda e: e.submitted),
+    Series("attempts", "Attempts started, retries included.", lambda e: e.started),
+    Series("retries", "Attempts after the first.", lambda e: e.retried),
+    Series("thread_pool_exhausted", "How often a task found no free thread.", lambda e: e.thread_pool_exhausted),
+    Series("callback_errors", "Callbacks that raised.", lambda e: e.callback_errors),
 )
 _TASK_OUTCOMES = ("completed", "failed", "timed_out", "cancelled", "refused")
 
@@ -243,7 +233,7 @@ class PoolCollector(Collector):
         family = HistogramMetricFamily(
             prefix + "event_loop_lag_seconds", "How late the event loop runs what is due.", labels=()
         )
-        _add_histogram(family, [], self.lag.snapshot())
+        add_histogram(family, [], self.lag.snapshot())
         return family
 
 
@@ -267,7 +257,7 @@ def _queue_size(prefix: str, snapshots: Iterable[Snapshot]) -> Metric:
     return family
 
 
-def _class_gauge(prefix: str, series: _Series, snapshots: Iterable[Snapshot]) -> Metric:
+def _class_gauge(prefix: str, series: Series, snapshots: Iterable[Snapshot]) -> Metric:
     family = GaugeMetricFamily(prefix + series.name, series.help + _STANDS, labels=("pool", "priority"))
     for labels, found in _each_class(snapshots):
         if (value := series.read(found)) is not None:
@@ -275,23 +265,23 @@ def _class_gauge(prefix: str, series: _Series, snapshots: Iterable[Snapshot]) ->
     return family
 
 
-def _class_counter(prefix: str, series: _Series, snapshots: Iterable[Snapshot]) -> Metric:
+def _class_counter(prefix: str, series: Series, snapshots: Iterable[Snapshot]) -> Metric:
     family = CounterMetricFamily(prefix + series.name, series.help + _HAPPENED, labels=("pool", "priority"))
     for labels, found in _each_class(snapshots):
         family.add_metric(labels, series.read(found) or 0)
     return family
 
 
-def _class_histogram(prefix: str, series: _Series, snapshots: Iterable[Snapshot]) -> Metric:
+def _class_histogram(prefix: str, series: Series, snapshots: Iterable[Snapshot]) -> Metric:
     family = HistogramMetricFamily(prefix + series.name, series.help + _HAPPENED, labels=("pool", "priority"))
     for labels, found in _each_class(snapshots):
         histogram = series.read(found)
         assert isinstance(histogram, HistogramSnapshot)
-        _add_histogram(family, labels, histogram)
+        add_histogram(family, labels, histogram)
     return family
 
 
-def _pool_gauge(prefix: str, series: _Series, snapshots: Iterable[Snapshot], scope: str = "") -> Metric:
+def _pool_gauge(prefix: str, series: Series, snapshots: Iterable[Snapshot], scope: str = "") -> Metric:
     family = GaugeMetricFamily(prefix + series.name, series.help + scope, labels=("pool",))
     for snapshot in snapshots:
         if (value := series.read(snapshot)) is not None:
@@ -409,7 +399,7 @@ def _link_families(prefix: str, shared: Sequence[Snapshot]) -> list[Metric]:
         assert snapshot.link is not None
         for state in _BREAKER_STATES:
             breaker.add_metric([snapshot.pool, state], int(snapshot.link.state == state))
-        _add_histogram(round_trip, [snapshot.pool], snapshot.link.round_trip)
+        add_histogram(round_trip, [snapshot.pool], snapshot.link.round_trip)
     return [*families, breaker, round_trip]
 
 
@@ -437,12 +427,3 @@ def _executor_families(prefix: str, executors: Sequence[object]) -> list[Metric]
             finished.add_metric([_name(status), outcome], getattr(status, outcome))
     families.append(finished)
     return families
-
-
-def _add_histogram(family: HistogramMetricFamily, labels: Sequence[str], seen: HistogramSnapshot) -> None:
-    buckets: list[tuple[str, float]] = []
-    total = 0
-    for bound, count in zip([*seen.bounds, math.inf], seen.counts, strict=True):
-        total += count
-        buckets.append(("+Inf" if math.isinf(bound) else str(float(bound)), total))
-    family.add_metric(labels, buckets, seen.sum)
