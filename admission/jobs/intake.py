@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from admission.jobs import script
-from admission.jobs.script import MOST_TAKEN, Answer, Message, Page, Reply, Said, Taken, Tenants, Took
+from admission.jobs.script import MOST_TAKEN, Answer, Here, Message, Reply, Said, Taken, Tenants, Took
 from admission.jobs.tender import ClassTender, Tender
-from admission.jobs.types import JobState
 from admission.line import Entry
 
 if TYPE_CHECKING:
@@ -57,6 +56,7 @@ class Intake:
         places: Jobs that may be here at once.
         tenants: Only theirs. None: everybody's.
         steal: Whose jobs to take when those have none. None: everybody's.
+        alone: Whether nobody else takes jobs in the name of this process.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class Intake:
         places: int,
         tenants: Tenants | None,
         steal: Tenants | None,
+        alone: Callable[[], bool] = lambda: True,
     ) -> None:
         self.tender = Tender(controller, self.look_soon)
         self.occupied = 0
@@ -81,6 +82,7 @@ class Intake:
         """It may be changed at any time; then `look_soon`."""
         self._tenants = tenants
         self._steal = steal
+        self._alone = alone
         self._loop = asyncio.get_running_loop()
         self._open = False
         self._due = False
@@ -96,6 +98,7 @@ class Intake:
         self._unsure = False
         """The reply to a take may be lost. Nothing is taken until that is cleared up."""
         self._asking = False
+        self._unanswered = 0
         self._pause_until = 0.0
         self._heard_at = 0.0
         self._poll_timer: asyncio.TimerHandle | None = None
@@ -138,6 +141,9 @@ class Intake:
     def heard(self, reply: Reply) -> None:
         """What every reply of the server says."""
         self._heard_at = self._loop.time()
+        if self._store.unanswered != self._unanswered:
+            self._unanswered = self._store.unanswered
+            self._unsure = True
         self.look_soon()
 
     def told(self, message: Message) -> None:
@@ -293,25 +299,21 @@ class Intake:
 
     def _clear_up(self) -> None:
         """Hand back what was delivered here, and never arrived: the reply to a take was lost, and it was repeated."""
-        if not self._asking and all(entries is None for entries in self._under_way):
+        if not self._alone():  # Nobody here knows what the others of this process have.
+            self._unsure = False
+            self.look_soon()
+        elif not self._asking and all(entries is None for entries in self._under_way):
             self._asking = True
-            self._ask_what_is_here(f"{self._store.process}:")
-
-    def _ask_what_is_here(self, after: str) -> None:
-        self._store.send(script.ls(JobState.RUNNING, None, None, after, MOST_TAKEN), self._compare)
+            self._store.send(script.here(), self._compare)
 
     def _compare(self, answer: Answer) -> None:
-        assert isinstance(answer, Page)
-        before = ""
-        for record in answer.records:
-            if record.id <= before:  # Those of the next process begin.
-                break
-            before = record.id
-            if not self._arrivals.has(record.id, record.delivery):
-                # Another process's are refused as stale. What has just ended here was reported before this.
-                self._store.send(script.back(record.id, record.delivery, 0, counted=False))
-        if answer.next.startswith(self._store.process):
-            self._ask_what_is_here(answer.next)
+        assert isinstance(answer, Here)
+        for id, delivery in answer.deliveries:
+            # What has just ended here was reported before this, and is stale by then.
+            if not self._arrivals.has(id, delivery):
+                self._store.send(script.back(id, delivery, 0, counted=False))
+        if answer.more:
+            self._store.send(script.here(answer.deliveries[-1][0]), self._compare)
         else:
             self._unsure = self._asking = False
             self.look_soon()

@@ -1064,6 +1064,25 @@ local function rarely()
     return { 10, #found, last ~= '' and 1 or 0 }
   end
 
+  -- What this process has, a page of it: for whoever missed the reply to a take.
+  function core.here(after)
+    core.flush_jobs()
+    local from = after == '' and '[' .. me .. ':' or '(' .. me .. ':' .. after
+    local members = call('ZRANGEBYLEX', TAKEN, from, '(' .. me .. ';', 'LIMIT', 0, 256)
+    local ids, answer = {}, { 12, #members == 256 and 1 or 0 }
+    for i, member in ipairs(members) do
+      ids[i] = sub(member, 18)
+    end
+    core.load(ids)
+    for _, id in ipairs(ids) do
+      local j = core.job(id)
+      if j then
+        answer[#answer + 1], answer[#answer + 2] = id, j.delivery
+      end
+    end
+    return answer
+  end
+
   function core.requeue(id)
     local j = core.job(id)
     if not j or j.state ~= 'dead' then
@@ -1213,6 +1232,7 @@ local ARITY = {
   cancel = 2, -- id
   look = 3, -- id, watcher
   ls = 6, -- state, class or -, tenant or *, after, how many
+  here = 2, -- after which id
   requeue = 2, -- id
   drop = 2, -- id
   purge = 4, -- state, class or -, tenant or *

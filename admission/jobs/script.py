@@ -131,6 +131,15 @@ class Page(NamedTuple):
     """Where to go on with `ls`; empty after the last page."""
 
 
+class Here(NamedTuple):
+    """What this process has by the server's word."""
+
+    deliveries: Sequence[tuple[str, int]]
+    """Ids, in order, with the latest delivery of each."""
+    more: bool
+    """Whether there are more after the last of them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Count:
     """How many a `purge` took, and whether there are more."""
@@ -173,7 +182,7 @@ class Stats:
     tenants: tuple[TenantCount, ...]
 
 
-Answer = Said | Put | Took | Record | Page | Count | Stats
+Answer = Said | Put | Took | Record | Page | Here | Count | Stats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -305,6 +314,15 @@ def ls(state: JobState, rank: int | None, tenant: str | None, after: str, count:
         count: 1 to 256 jobs looked at; fewer may match.
     """
     return "ls", state.value, "-" if rank is None else rank, "*" if tenant is None else f"={tenant}", after, count
+
+
+def here(after: str = "") -> Op:
+    """`Here`: the jobs that this process runs, as far as the server knows; for whoever missed the reply to a take.
+
+    Args:
+        after: The last id of the page before; empty for the first.
+    """
+    return "here", after
 
 
 def requeue(id: str) -> Op:
@@ -441,7 +459,7 @@ _VERBS = {b"wake": "wake", b"end": "end", b"cancel": "cancel"}
 
 _COUNTERS = ("enqueued", "succeeded", "failed", "retried", "handed_back", "redelivered", "dead", "stale")
 
-_PUT, _TOOK, _RECORD, _PAGE, _COUNT = 6, 7, 8, 9, 10
+_PUT, _TOOK, _RECORD, _PAGE, _COUNT, _HERE = 6, 7, 8, 9, 10, 12
 
 
 def _answer(answer: Any) -> Answer:
@@ -458,6 +476,9 @@ def _answer(answer: Any) -> Answer:
     if kind == _PAGE:
         _, after, records = answer
         return Page([_record(record) for record in records], after.decode())
+    if kind == _HERE:
+        deliveries = [(answer[i].decode(), answer[i + 1]) for i in range(2, len(answer), 2)]
+        return Here(deliveries, answer[1] == 1)
     if kind == _COUNT:
         _, count, more = answer
         return Count(count, more == 1)

@@ -28,8 +28,8 @@ MOST_ASKED = 32
 """Tickets of one class that wait in the pool at once."""
 
 SHORT = 0.005
-"""Seconds: only after jobs as short as that is a permit kept. What is known of who waits is a round trip old, so after a
-longer one it is released in any case: then the next in line has its turn, and a round trip is nothing."""
+"""Seconds: only after jobs as short as that is a permit kept. What is known of who waits is a round trip old, so after
+a longer one it is released in any case: then the next in line has its turn, and a round trip is nothing."""
 
 BACKOFF = Retry.exponential(max_attempts=10_000, base=0.05, factor=2.0, max_delay=1.0, jitter=0.5)
 """How a class comes back that the pool has turned away."""

@@ -169,7 +169,15 @@ class Worker:
             most_result=jobs.max_payload_bytes,
             listener=self._hooks,
         )
-        intake = Intake(store, self.controller, runs, places=self._workers, tenants=self._tenants, steal=self._steal)
+        intake = Intake(
+            store,
+            self.controller,
+            runs,
+            places=self._workers,
+            tenants=self._tenants,
+            steal=self._steal,
+            alone=lambda: sharers[process] == 1,
+        )
         runs.intake = intake
         self._store, self._intake, self._runs = store, intake, runs
         sharers[process] += 1
