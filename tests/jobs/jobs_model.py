@@ -463,7 +463,7 @@ class Shop:
         """Queue a job; returns its id."""
         self.made += 1
         id = f"{self.made:024x}"
-        words = {"delay_us": 0, "dedup_key": "", "watcher": "", "body": f'{{"n": {self.made}}}'} | more
+        words: dict[str, Any] = {"delay_us": 0, "dedup_key": "", "watcher": "", "body": f'{{"n": {self.made}}}'} | more
         assert self.call(CY, script.put(id, rank, tenant, charge, **words)).answers == [Put(id, True)]
         return id
 
@@ -774,6 +774,25 @@ class Jobs(RuleBasedStateMachine):
         self.shop.clear()
 
 
+def two_want_one_job(machine: Jobs) -> None:
+    """Only one of them is told."""
+    machine.more_is_wanted(ANN, (3,), None, None, more=False)
+    machine.more_is_wanted(BOB, (3,), None, None, more=False)
+    machine.jobs_come(CY, 3, ["x"], 1000, 0, "", "", more=False)
+    machine.the_keys_agree()
+
+
+def a_dead_one_has_the_key_of_another(machine: Jobs) -> None:
+    """It goes, and the key stays with the other."""
+    for _ in range(2):
+        machine.jobs_come(CY, 0, ["x"], 1000, 0, "k", "", more=False)
+        machine.jobs_are_taken(ANN, 0, 1, None, None, renewed=True, more=False)
+        machine.a_job_is_reported(0, "bury", 0, twice=False, more=False)
+    machine.jobs_come(CY, 0, ["x"], 1000, 0, "k", "", more=False)
+    machine.jobs_are_purged(JobState.DEAD, None, None)
+    machine.the_keys_agree()
+
+
 def walk(machine: Jobs, seed: int, *, steps: int = 150) -> None:
     """Take the machine through a random trace, with many jobs in every state: quick, and not shrunk."""
     choose = random.Random(seed)
@@ -782,7 +801,8 @@ def walk(machine: Jobs, seed: int, *, steps: int = 150) -> None:
         return choose.choice(values)
 
     def whose() -> Tenants | None:
-        return some(None, None, None, (), ("x",), ("y", "x:1", "y"))
+        names: Tenants | None = some(None, None, None, (), ("x",), ("y", "x:1", "y"))
+        return names
 
     def come() -> None:
         tenants = choose.choices(["x", "y", "x:1", ""], k=choose.randint(1, 5))
@@ -837,6 +857,8 @@ def walk(machine: Jobs, seed: int, *, steps: int = 150) -> None:
     ]
     ends = JobState.QUEUED, JobState.DELAYED, JobState.DEAD, JobState.DONE
     machine.a_queue(some(0, 4, 10), some(1, 2, 3))
+    two_want_one_job(machine)
+    a_dead_one_has_the_key_of_another(machine)
     for step in range(steps):
         if step % 40 == 39:
             machine.jobs_are_purged(some(*ends), some(None, 3), some(None, "x"))

@@ -47,7 +47,7 @@ MUTATIONS = (
     Mutation("everybody wakes", "pool.fresh[c.rank] = left - 1", ""),
     Mutation("nobody wakes", "core.tell(process.name, 'wake ' .. rank)", ""),
     Mutation("watchers are not told", "      core.tell(process, 'end ' .. j.id)\n", ""),
-    Mutation("stealing from everyone", "#picked < most and tenants ~= '*' and steal ~= '='", "#picked < most"),
+    Mutation("nobody steals", "    core.pick(c, steal, most, picked)\n", ""),
     Mutation("passes are never forgotten", "    f.pass, f.debt = 0, nil\n", ""),
     Mutation("debts are left behind", "core.write('ZREM', DEBT, off_debt)", ""),
     Mutation("delayed too long", "format('%d', now + delay)", "format('%d', now + 2 * delay)"),

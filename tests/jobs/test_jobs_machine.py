@@ -46,7 +46,7 @@ def test_jobs_agree_with_a_plain_model_whatever_happens(
     run_state_machine_as_test(
         machine(client, namespace),
         settings=settings(
-            max_examples=max(10, settings.default.max_examples // 50),
+            max_examples=20,
             stateful_step_count=30,
             phases=[Phase.generate, Phase.shrink],
             deadline=None,
