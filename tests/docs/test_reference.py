@@ -114,8 +114,14 @@ def test_every_option_of_every_command_is_in_the_table(name: str) -> None:
     found = re.search(rf"^## admission {name}\b[^\n]*\n(.*?)(?=^## |\Z)", page("cli.md"), re.DOTALL | re.MULTILINE)
     assert found is not None, f"{name} has no section"
     documented = {re.match(r"`(--[\w-]+)", row[0])[1] for row in rows(found[1])}
-    options = {param.opts[0] for param in cli.commands[name].params if isinstance(param, click.Option)}
-    assert documented == options
+    assert documented == options_of(cli.commands[name])
+
+
+def options_of(command: click.Command) -> set[str]:
+    """Those of a command, and of the commands in it."""
+    options = {param.opts[0] for param in command.params if isinstance(param, click.Option)}
+    inner = command.commands.values() if isinstance(command, click.Group) else ()
+    return options.union(*map(options_of, inner))
 
 
 def test_every_public_name_is_somewhere_in_the_reference() -> None:

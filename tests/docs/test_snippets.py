@@ -153,9 +153,16 @@ def assert_parses(arguments: list[str]) -> None:
     """click accepts command, options and values; nothing is run."""
     if arguments in (["--help"], ["--version"]):
         return
-    command = cli.commands[arguments[0]]
-    with click.Context(cli) as parent:
-        command.make_context(arguments[0], list(arguments[1:]), parent=parent)
+    parse(cli, arguments)
+
+
+def parse(group: click.Group, arguments: list[str]) -> None:
+    """A command of *group* with its options, and that command's own if it is a group, too."""
+    command = group.commands[arguments[0]]
+    with click.Context(group) as above:
+        context = command.make_context(arguments[0], list(arguments[1:]), parent=above)
+    if isinstance(command, click.Group):
+        parse(command, [*context._protected_args, *context.args])
 
 
 def assert_extras_exist(what: list[str]) -> None:
