@@ -79,6 +79,9 @@ function core.write(command, key, words)
 end
 
 function core.read(key, names)
+  if #names > 0 and #names <= 4000 then
+    return call('HMGET', key, unpack(names))
+  end
   local found = {}
   for i = 1, #names, 4000 do
     for _, value in ipairs(call('HMGET', key, unpack(names, i, min(i + 3999, #names)))) do
@@ -159,20 +162,19 @@ end
 -- latest. `at` is when a delayed one is due, and when another ended; `by` is the process that runs it, or the kind of
 -- its death. What the second line names never changes.
 function core.decode(id, record)
-  local j = { id = id }
-  local failures, lost, delivery, backs
-  j.state, failures, lost, delivery, backs, j.first, j.started, j.at, j.expires, j.by, j.watchers, j.fixed =
-    match(record, '^(%l+) (%d+) (%d+) (%d+) (%d+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (.*)$')
-  j.failures, j.lost, j.delivery, j.backs = tonumber(failures), tonumber(lost), tonumber(delivery), tonumber(backs)
-  local rank, length, text
-  rank, j.number, j.charge, j.enqueued, length, text = match(j.fixed, '^(%d) (%d+) (%d+) (%d+) (%d+) (.*)$')
-  j.rank = tonumber(rank)
+  local j = { id = id, stored = true }
+  local rank, length, text, fixed
+  j.state, j.failures, j.lost, j.delivery, j.backs, j.first, j.started, j.at, j.expires, j.by, j.watchers, fixed, rank,
+    j.number, j.charge, j.enqueued, length, text = match(
+      record,
+      '^(%l+) (%d+) (%d+) (%d+) (%d+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) ()(%d) (%d+) (%d+) (%d+) (%d+) (.*)$'
+    )
+  j.rank, j.fixed = tonumber(rank), sub(record, fixed)
   if length == '0' then
     j.dedup, j.tenant = '', text
   else
     j.dedup, j.tenant = sub(text, 1, length), sub(text, 1 + length)
   end
-  j.was_key, j.was = core.place(j)
   return j
 end
 
@@ -190,17 +192,33 @@ end
 function core.place(j)
   local state = j.state
   if state == 'queued' then
-    local f = core.flow(core.class(j.rank), j.tenant)
-    return READY, f.prefix .. format('%015d:', j.number) .. j.id .. ':' .. j.charge
+    return READY, core.account(j).prefix .. j.number .. ':' .. j.id .. ':' .. j.charge
   elseif state == 'running' then
     return TAKEN, j.by .. ':' .. j.id
   elseif state == 'delayed' then
-    return DELAYED, format('%016d:', j.at) .. j.id
+    return DELAYED, j.at .. ':' .. j.id
   elseif state == 'dead' then
-    return DEAD, format('%016d:', j.expires) .. j.id
+    return DEAD, j.expires .. ':' .. j.id
   elseif state == 'done' then
-    return KEPT, format('%016d:', j.expires) .. j.id
+    return KEPT, j.expires .. ':' .. j.id
   end
+end
+
+-- Remember where a job stands in the keys, before anything of that changes.
+function core.leave_place(j)
+  j.moved = true
+  if j.stored and not j.was then
+    j.was_key, j.was = core.place(j)
+  end
+end
+
+function core.account(j)
+  local f = j.account
+  if not f then
+    f = core.flow(core.class(j.rank), j.tenant)
+    j.account = f
+  end
+  return f
 end
 
 -- Read those of these jobs that are not known yet.
@@ -240,7 +258,7 @@ function core.count(j, sign)
   if state == 'delayed' then
     c.delayed = c.delayed + sign
   elseif state == 'queued' or state == 'running' then
-    local f = core.flow(c, j.tenant)
+    local f = core.account(j)
     if state == 'queued' and f.queued == 0 then
       f.pass = max(f.pass, c.virtual) -- It becomes active.
     end
@@ -263,6 +281,7 @@ end
 
 -- From where it is to another state.
 function core.move(j, state)
+  core.leave_place(j)
   core.count(j, -1)
   if j.state == 'running' then
     j.by = '-'
@@ -273,6 +292,7 @@ function core.move(j, state)
 end
 
 function core.line_up(j)
+  core.leave_place(j)
   j.at = '-'
   core.move(j, 'queued')
   pool.fresh[j.rank] = (pool.fresh[j.rank] or 0) + 1
@@ -281,7 +301,7 @@ end
 -- Now, or after some microseconds.
 function core.line_up_later(j, delay)
   if delay > 0 then
-    j.at = format('%d', now + delay)
+    j.at = format('%016d', now + delay)
     core.move(j, 'delayed')
   else
     core.line_up(j)
@@ -362,9 +382,11 @@ function core.flush_jobs()
   local added, removed = {}, {}
   for i = 1, #changed do
     local j = changed[i]
-    local id, key, member = j.id, core.place(j)
+    local id = j.id
     j.changed = nil
-    if j.was ~= member then
+    if j.moved then
+      local key, member = core.place(j)
+      j.moved = nil
       if j.was then
         local list = removed[j.was_key] or {}
         list[#list + 1], removed[j.was_key] = j.was, list
@@ -373,11 +395,11 @@ function core.flush_jobs()
         local list = added[key] or {}
         list[#list + 1], list[#list + 2], added[key] = '0', member, list
       end
-      j.was_key, j.was = key, member
+      j.was_key, j.was, j.stored = key, member, true
     end
     if j.state == 'gone' then
       gone[#gone + 1] = id
-      if j.failures > 0 or j.res then
+      if j.failures ~= '0' or j.res then
         no_res[#no_res + 1] = id
       end
       pool.jobs[id] = false
@@ -527,7 +549,7 @@ end
 -- ------------------------------------------------------------------ what time does
 
 function core.bury_it(j, kind, error)
-  j.failures, j.at, j.expires, j.by, j.res = j.failures + 1, pool.time, format('%d', now + dead_ttl), kind, error
+  j.failures, j.at, j.expires, j.by, j.res = j.failures + 1, pool.time, format('%016d', now + dead_ttl), kind, error
   core.finish(j)
   pool.dead = pool.dead + 1
 end
@@ -663,8 +685,8 @@ function core.put(id, rank, tenant, charge, delay, key, watcher, body)
   pool.enqueued = pool.enqueued + 1
   delay = tonumber(delay)
   local j = {
-    id = id, state = 'new', rank = tonumber(rank), tenant = tenant, number = format('%d', pool.number), charge = charge,
-    enqueued = pool.time, dedup = key, failures = 0, lost = 0, delivery = 0, backs = 0, first = '-', started = '-',
+    id = id, state = 'new', rank = tonumber(rank), tenant = tenant, number = format('%015d', pool.number), charge = charge,
+    enqueued = pool.time, dedup = key, failures = '0', lost = '0', delivery = '0', backs = '0', first = '-', started = '-',
     at = '-', expires = '-', by = '-', watchers = watcher == '' and '-' or watcher, body = body,
   }
   core.fix(j)
@@ -720,7 +742,7 @@ function core.names(text)
 end
 
 -- Pick jobs in fair order, of some tenants or of all.
-function core.pick(c, tenants, most, picked)
+function core.pick(c, tenants, most, picked, members)
   if tenants == '*' then
     core.flush_flows()
     local names = {}
@@ -757,6 +779,7 @@ function core.pick(c, tenants, most, picked)
       f.next, f.after = f.next + 1, '(' .. member
       local id, charge = match(member, '^(%x+):(%d+)$', #f.prefix + 17)
       picked[#picked + 1] = id
+      members[#picked] = member
       f.queued = f.queued - 1
       c.virtual = max(c.virtual, f.pass)
       f.pass = f.pass + tonumber(charge)
@@ -783,11 +806,11 @@ function core.take(rank, most, tenants, steal)
     return answer
   end
   core.flush_jobs()
-  local picked = {}
+  local picked, members = {}, {}
   most = min(tonumber(most), 256)
-  core.pick(c, tenants, most, picked)
+  core.pick(c, tenants, most, picked, members)
   if #picked < most and tenants ~= '*' and steal ~= '=' then
-    core.pick(c, steal, most, picked)
+    core.pick(c, steal, most, picked, members)
   end
   if #picked == 0 then
     return answer
@@ -799,7 +822,8 @@ function core.take(rank, most, tenants, steal)
     local j = core.job(picked[i])
     c.queued = c.queued - 1
     if j then
-      local f = core.flow(c, j.tenant)
+      local f = core.account(j)
+      j.moved, j.was_key, j.was = true, READY, members[i]
       c.running, f.running, p.running = c.running + 1, f.running + 1, p.running + 1
       j.state, j.by, j.started, j.delivery = 'running', me, pool.time, j.delivery + 1
       if j.first == '-' then
@@ -818,7 +842,7 @@ end
 -- The job, if this process has that delivery of it.
 function core.mine(id, delivery)
   local j = core.job(id)
-  if j and j.state == 'running' and j.by == me and j.delivery == tonumber(delivery) then
+  if j and j.state == 'running' and j.by == me and tonumber(j.delivery) == tonumber(delivery) then
     return j
   end
   pool.stale = pool.stale + 1
@@ -833,7 +857,7 @@ function core.done(id, delivery, result, ttl)
   ttl = tonumber(ttl)
   if ttl > 0 then
     core.move(j, 'done')
-    j.failures, j.at, j.expires, j.by, j.res = j.failures + 1, pool.time, format('%d', now + ttl), '-', result
+    j.failures, j.at, j.expires, j.by, j.res = j.failures + 1, pool.time, format('%016d', now + ttl), '-', result
     core.finish(j)
   else
     core.forget(j)
@@ -855,7 +879,7 @@ end
 
 -- It was not run: its tenant is not charged.
 function core.refund(j)
-  local f = core.flow(core.class(j.rank), j.tenant)
+  local f = core.account(j)
   f.pass = max(0, f.pass - tonumber(j.charge))
   if j.failures + j.lost == 0 then
     j.first = '-'
@@ -978,16 +1002,16 @@ local function rarely()
 
   -- A job as it is kept; all is written.
   function core.describe(j, body, res)
-    local attempt, position, queued = j.failures, 0, j.state == 'queued'
+    local attempt, position, queued = tonumber(j.failures), 0, j.state == 'queued'
     if queued then
-      local f = core.flow(core.class(j.rank), j.tenant)
-      position = 1 + call('ZLEXCOUNT', READY, '[' .. f.prefix, '(' .. j.was)
+      local _, member = core.place(j)
+      position = 1 + call('ZLEXCOUNT', READY, '[' .. core.account(j).prefix, '(' .. member)
     elseif j.state == 'running' then
       attempt = attempt + 1
     end
     local ended = (j.state == 'done' or j.state == 'dead') and j.at or '-'
     return {
-      8, j.id, j.state, j.rank, j.tenant, attempt, j.delivery, j.enqueued, j.state == 'delayed' and j.at or '-',
+      8, j.id, j.state, j.rank, j.tenant, attempt, tonumber(j.delivery), j.enqueued, j.state == 'delayed' and j.at or '-',
       j.started, ended, position, j.state == 'dead' and j.by or '', res or '', body or '',
     }
   end
@@ -1077,7 +1101,7 @@ local function rarely()
     for _, id in ipairs(ids) do
       local j = core.job(id)
       if j then
-        answer[#answer + 1], answer[#answer + 2] = id, j.delivery
+        answer[#answer + 1], answer[#answer + 2] = id, tonumber(j.delivery)
       end
     end
     return answer
@@ -1098,7 +1122,8 @@ local function rarely()
       end
     end
     pool.number = pool.number + 1
-    j.number, j.failures, j.lost, j.delivery, j.backs = format('%d', pool.number), 0, 0, 0, 0
+    core.leave_place(j)
+    j.number, j.failures, j.lost, j.delivery, j.backs = format('%015d', pool.number), '0', '0', '0', '0'
     j.first, j.started, j.at, j.expires, j.by, j.res = '-', '-', '-', '-', '-', ''
     j.enqueued = pool.time
     core.fix(j)

@@ -22,7 +22,7 @@ class Mutation:
 
 
 MUTATIONS = (
-    Mutation("a stale delivery reports", " and j.delivery == tonumber(delivery) then", " then"),
+    Mutation("a stale delivery reports", " and tonumber(j.delivery) == tonumber(delivery) then", " then"),
     Mutation("another process reports", " and j.by == me and", " and"),
     Mutation("virtual time stands still", "      c.virtual = max(c.virtual, f.pass)\n", ""),
     Mutation("newcomers begin at nought", "f.pass = max(f.pass, c.virtual)", "f.pass = f.pass"),
@@ -47,12 +47,12 @@ MUTATIONS = (
     Mutation("everybody wakes", "pool.fresh[c.rank] = left - 1", ""),
     Mutation("nobody wakes", "core.tell(process.name, 'wake ' .. rank)", ""),
     Mutation("watchers are not told", "      core.tell(process, 'end ' .. j.id)\n", ""),
-    Mutation("nobody steals", "    core.pick(c, steal, most, picked)\n", ""),
+    Mutation("nobody steals", "    core.pick(c, steal, most, picked, members)\n", ""),
     Mutation("passes are never forgotten", "    f.pass, f.debt = 0, nil\n", ""),
     Mutation("debts are left behind", "core.write('ZREM', DEBT, off_debt)", ""),
-    Mutation("delayed too long", "format('%d', now + delay)", "format('%d', now + 2 * delay)"),
+    Mutation("delayed too long", "format('%016d', now + delay)", "format('%016d', now + 2 * delay)"),
     Mutation("results stay for ever", "for _, key in ipairs({ DEAD, KEPT }) do", "for _, key in ipairs({ DEAD }) do"),
-    Mutation("errors stay for ever", "if j.failures > 0 or j.res then", "if false then"),
+    Mutation("errors stay for ever", "if j.failures ~= '0' or j.res then", "if false then"),
     Mutation("retries are new attempts", "  j.failures, j.res = j.failures + 1, error\n", "  j.res = error\n"),
     Mutation(
         "bodies stay for ever",

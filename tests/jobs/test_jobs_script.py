@@ -13,6 +13,7 @@ from admission.jobs.script import (
     Bounds,
     Count,
     Garbled,
+    Here,
     Message,
     Op,
     Page,
