@@ -317,7 +317,7 @@ class JobQueue:
     ) -> None:
         place = self._place()
         place.users -= 1
-        if not place.users:
+        if place.users <= 0:  # Less, when it was closed inside the block and used again.
             await self.aclose()
 
     async def aclose(self) -> None:
