@@ -493,10 +493,20 @@ def _taken(answer: Any) -> list[Taken]:
         delivery, attempt, backs, enqueued, first = map(int, numbers.split())
         jobs.append(
             Taken(
-                id.decode(), delivery, attempt, backs, rank, tenant.decode(), enqueued / 1e6, first / 1e6, body.decode()
+                id.decode(), delivery, attempt, backs, rank, _text(tenant), enqueued / 1e6, first / 1e6, _body(body)
             )
         )
     return jobs
+
+
+def _text(written: bytes) -> str:
+    """Whatever is written there by whomever: one job that is no text must not cost the reply about all others."""
+    return written.decode(errors="replace")
+
+
+def _body(written: bytes) -> str:
+    """The same, but what is no text does not become any: whoever reads it finds no JSON."""
+    return written.decode(errors="surrogateescape")
 
 
 def _message(line: bytes) -> Message:
@@ -511,12 +521,12 @@ def _seconds(text: bytes) -> float | None:
 def _record(answer: Any) -> Record:
     _, id, state, rank, tenant, attempt, delivery, enqueued, due, started, ended, position, kind, result, body = answer
     known = _STATES[state]
-    text = result.decode()
+    text = _text(result)
     return Record(
         id=id.decode(),
         state=known,
         rank=rank,
-        tenant=tenant.decode(),
+        tenant=_text(tenant),
         attempt=attempt,
         delivery=delivery,
         enqueued=int(enqueued) / 1e6,
@@ -527,7 +537,7 @@ def _record(answer: Any) -> Record:
         kind=BuryKind(kind.decode()) if kind else None,
         error="" if known is JobState.DONE else text,
         result=text if known is JobState.DONE else "",
-        body=body.decode(),
+        body=_body(body),
     )
 
 
@@ -543,5 +553,5 @@ def _stats(answer: Any) -> Stats:
             ClassCount(queued, delayed, running, closed == 1, oldest / 1e6)
             for queued, delayed, running, closed, oldest in classes
         ),
-        tenants=tuple(TenantCount(rank, tenant.decode(), queued, running) for rank, tenant, queued, running in tenants),
+        tenants=tuple(TenantCount(rank, _text(tenant), queued, running) for rank, tenant, queued, running in tenants),
     )
