@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from admission.config.settings import Settings
 from admission.controller import AdmissionController
 
 if TYPE_CHECKING:
+    from prometheus_client.registry import Collector
+
     from admission.asgi.middleware import QoSAdmission
 
 _log = logging.getLogger("admission.config")
@@ -30,13 +33,20 @@ def middleware_options() -> dict[str, object]:
     return options
 
 
-def serve_metrics(settings: Settings, shown: AdmissionController | QoSAdmission, *, tries: int = 1) -> None:
+def serve_metrics(
+    settings: Settings,
+    shown: AdmissionController | QoSAdmission,
+    *,
+    also: Sequence[Collector] = (),
+    tries: int = 1,
+) -> None:
     """Serve metrics at `metrics_port`, if it is set. Call it on the pool's event loop.
 
     The server ends with the process. Where it cannot start, the metrics are lost and not the service: it is logged.
 
     Args:
         shown: The pool, or the middleware with its pool and its own counts.
+        also: Further collectors of metrics, read on this event loop.
         tries: Ports to try, upwards from the first: one for each process of the server.
     """
     if settings.metrics_port is None:
@@ -54,7 +64,7 @@ def serve_metrics(settings: Settings, shown: AdmissionController | QoSAdmission,
     problem: Exception | None = None
     for port in range(settings.metrics_port, settings.metrics_port + tries):
         try:
-            server = start_metrics_server(port, collector, host=settings.metrics_host, registry=REGISTRY)
+            server = start_metrics_server(port, collector, host=settings.metrics_host, also=also, registry=REGISTRY)
         except (OSError, RuntimeError) as error:
             problem = error
         else:

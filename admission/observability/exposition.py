@@ -1,7 +1,7 @@
 """The metrics over HTTP: an ASGI app to mount, or a server on a port of its own.
 
     app.mount("/metrics", metrics_app(collector))
-    start_metrics_server(9090, collector)
+    start_metrics_server(9090, collector, also=[jobs_collector])
 
 Both read pools only on the pools' own event loop and start sampling its lag. Needs the extra `metrics`.
 """
@@ -23,7 +23,7 @@ from admission.observability.prometheus import PoolCollector
 
 
 def metrics_app(
-    collector: PoolCollector, *, registry: CollectorRegistry | None = None
+    collector: PoolCollector, *, also: Iterable[Collector] = (), registry: CollectorRegistry | None = None
 ) -> Callable[[Any, Any, Any], Awaitable[None]]:
     """An ASGI app that answers every path with the metrics; mount it, or serve it on a port of its own.
 
@@ -31,9 +31,10 @@ def metrics_app(
 
     Args:
         collector: What to show.
+        also: Further collectors, such as a `JobsCollector`.
         registry: A registry whose metrics are shown as well, such as `prometheus_client.REGISTRY`.
     """
-    answer = make_asgi_app(_joined(collector, registry))
+    answer = make_asgi_app(_joined([collector, *also], registry))
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
@@ -69,6 +70,7 @@ def start_metrics_server(
     collector: PoolCollector,
     *,
     host: str = "127.0.0.1",
+    also: Iterable[Collector] = (),
     registry: CollectorRegistry | None = None,
 ) -> MetricsServer:
     """Serve the metrics on a port of their own, from a thread.
@@ -80,6 +82,7 @@ def start_metrics_server(
         port: 0 takes any free one.
         collector: What to show.
         host: Address to listen on; metrics tell much, so only this machine by default.
+        also: Further collectors that are read on this event loop, such as a `JobsCollector`.
         registry: A registry whose metrics are shown as well.
 
     Raises:
@@ -87,7 +90,8 @@ def start_metrics_server(
         RuntimeError: No event loop is running here.
     """
     collector.lag.start()
-    crossing = _OnLoop(collector, _caller_of_this_loop())
+    call = _caller_of_this_loop()
+    crossing = [_OnLoop(each, call) for each in (collector, *also)]
     server, _ = start_http_server(port, host, registry=_joined(crossing, registry))
     return MetricsServer(server)
 
@@ -126,9 +130,10 @@ def _caller_of_this_loop() -> Callable[[Callable[[], list[Metric]]], list[Metric
     return call
 
 
-def _joined(collector: Collector, registry: CollectorRegistry | None) -> CollectorRegistry:
+def _joined(collectors: Iterable[Collector], registry: CollectorRegistry | None) -> CollectorRegistry:
     joined = CollectorRegistry()
-    joined.register(collector)
+    for collector in collectors:
+        joined.register(collector)
     if registry is not None:
         joined.register(registry)
     return joined

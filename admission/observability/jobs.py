@@ -4,7 +4,7 @@
     prometheus_client.REGISTRY.register(jobs_collector)
 
 A scrape never waits for the server of the jobs: it shows the queue as it was last heard of, and has it asked anew for
-the next scrape, at most every few seconds. `jobs_seen_seconds_ago` says how old the numbers are.
+the next scrape, at most every few seconds. `jobs_stats_age_seconds` says how old the numbers are.
 
 The queue is one, whoever is scraped: of its numbers take the `max` over the processes, never the sum. What a worker has
 done is told by its own process: take the `sum`. The HELP of each says which. The share of attempts that were a success
@@ -225,7 +225,7 @@ class JobsCollector(Collector):
         processed = CounterMetricFamily(
             prefix + "processed", "Attempts that ended, by outcome." + _QUEUE, labels=("pool", "outcome")
         )
-        seen = GaugeMetricFamily(prefix + "seen_seconds_ago", "Age of what is said of the queue.", labels=("pool",))
+        seen = GaugeMetricFamily(prefix + "stats_age_seconds", "Age of what is said of the queue.", labels=("pool",))
         if stats is not None:
             processed.add_metric([pool, "success"], stats.succeeded_total)
             processed.add_metric([pool, "failure"], stats.failed_total)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Iterable
 from dataclasses import replace
 
+import httpx2
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
@@ -16,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from admission import PermanentError, Retry
 from admission.errors import Unavailable
 from admission.jobs import ClassStats, JobStats
+from admission.observability.exposition import start_metrics_server
 from admission.observability.jobs import JobsCollector
 from admission.observability.prometheus import PoolCollector
 from tests.jobs.workshop import Shop, shop
@@ -103,7 +106,7 @@ async def test_a_scrape_tells_the_numbers_of_the_queue() -> None:
     collector = JobsCollector(Queue(), namespace="tiny")
     await collector.refresh()
     seen = scrape(collector)
-    assert 0 <= seen.pop("tiny_jobs_seen_seconds_ago") < PATIENCE
+    assert 0 <= seen.pop("tiny_jobs_stats_age_seconds") < PATIENCE
     assert seen == {
         "tiny_jobs_queued[('priority', 'high')]": 7,
         "tiny_jobs_queued[('priority', 'low')]": 0,
@@ -244,6 +247,30 @@ async def test_workers_of_one_name_are_an_error(shop: Shop) -> None:
     collector = JobsCollector(shop.queue, workers=[shop.worker(name="w"), shop.worker(name="w")])
     with pytest.raises(ValueError, match="not distinct"):
         list(collector.collect())
+
+
+async def test_one_address_shows_pools_and_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The metrics server reads both on this event loop."""
+    collector, pools = JobsCollector(Queue()), PoolCollector()
+    await collector.refresh()
+    read_by: list[threading.Thread] = []
+    collect = collector.collect
+
+    def noting() -> Iterable[Metric]:
+        read_by.append(threading.current_thread())
+        return collect()
+
+    monkeypatch.setattr(collector, "collect", noting)
+    server = start_metrics_server(0, pools, also=[collector])
+    try:
+        async with httpx2.AsyncClient() as client:
+            text = (await client.get(f"http://127.0.0.1:{server.port}/metrics")).text
+    finally:
+        await asyncio.to_thread(server.close)
+        pools.lag.stop()
+    assert "admission_jobs_dead_letters" in text
+    assert "admission_event_loop_lag_seconds" in text
+    assert set(read_by) == {threading.current_thread()}
 
 
 async def test_jobs_and_pools_can_be_in_one_registry() -> None:
