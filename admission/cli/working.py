@@ -70,8 +70,7 @@ def work(assignment: Assignment) -> None:
         _heed_parent(stop)
         async with jobs:
             if plan.metrics_port is not None:
-                settings = Settings(metrics_port=plan.metrics_port)
-                serve_metrics(settings, worker.controller, tries=assignment.ports)
+                _serve_metrics(Settings(metrics_port=plan.metrics_port), worker, tries=assignment.ports)
             await worker.run(stop)
 
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -81,6 +80,16 @@ def work(assignment: Assignment) -> None:
         _log.warning("ended with %d threads in which functions still ran", stuck)
         logging.shutdown()
         os._exit(0)
+
+
+def _serve_metrics(settings: Settings, worker: Worker, tries: int) -> None:
+    """Those of the pool, of the jobs, and of this process."""
+    from prometheus_client import REGISTRY
+
+    from admission.observability.jobs import JobsCollector
+
+    REGISTRY.register(JobsCollector(worker.jobs, workers=[worker], namespace=settings.metrics_namespace))
+    serve_metrics(settings, worker.controller, tries=tries)
 
 
 def _heed_signals(stop: asyncio.Event) -> None:

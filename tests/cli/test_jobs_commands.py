@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+import httpx2
 import pytest
 import redis
 from click.testing import CliRunner, Result
@@ -373,9 +375,15 @@ def test_processes_whose_parent_is_killed_stop_in_order(shop: Shop) -> None:
 
 
 def test_metrics_are_served_by_each_process(shop: Shop) -> None:
-    """On a port that is free."""
+    """On a port of its own: those of the pool, of the queue and of the worker."""
+    id = shop.enqueue("greet", "ann")
     with shop.working("shop:jobs", "--metrics-port", "0") as worker:
-        worker.wait_for(r"metrics on http://127.0.0.1:\d+/metrics")
+        (url,) = worker.metrics_urls()
+        shop.result(id)
+        text = httpx2.get(url).text
+    assert 'admission_limit_slots{pool="default"}' in text
+    assert re.search(r'admission_job_worker_\w+\{pool="default",worker="worker-\d+"', text)
+    assert "admission_jobs_" in text
 
 
 @pytest.mark.parametrize("deaths", [1, 2, 3, 4, 5, 6, 50, 2000])
