@@ -151,7 +151,9 @@ class Hands:
         else:
             hand = Hand(self)
             self._all.add(hand)
-            hand.task = self.loop.create_task(hand.live(), name=f"admission job {self._name}", context=Context())
+            # Not by the loop's factory, which may be an eager one: a hand begins on its own turn.
+            name = f"admission job {self._name}"
+            hand.task = asyncio.Task(hand.live(), loop=self.loop, name=name, context=Context())
             hand.task.add_done_callback(lambda _: self._gone(hand))
         self._seeker = hand
 

@@ -47,6 +47,8 @@ MOST_THREADS = 1_000
 
 EVERYBODY = "*"
 
+NO_HOOKS = Hooks()
+
 sharers: Counter[str] = Counter()
 """Workers by the pool's name of their process: only the last one may say goodbye for it."""
 
@@ -118,7 +120,7 @@ class Worker:
             max_concurrency=workers if max_concurrency is None else max_concurrency,
             max_queue_size=0,
         )
-        self._hooks = Hooks() if hooks is None else hooks
+        self._hooks = NO_HOOKS if hooks is None else hooks
         self._tally = Tally()
         self._threads = Threads(threads, f"job-{self.name}")
         self._store: JobStore | None = None
@@ -167,7 +169,7 @@ class Worker:
             self._tally,
             result_ttl=jobs.result_ttl,
             most_result=jobs.max_payload_bytes,
-            listener=self._hooks,
+            listener=None if self._hooks is NO_HOOKS else self._hooks,
         )
         intake = Intake(
             store,
@@ -184,9 +186,13 @@ class Worker:
         store.on_reply = self._replied
         store.on_told = self._told
         store.on_subscribed = intake.messages_lost
-        # The first word of this process to the pool gives it its lease, without which it is given no job.
-        await self.controller.refresh()
-        store.listen()
+        try:
+            # The first word of this process to the pool gives it its lease, without which it is given no job.
+            await self.controller.refresh()
+            store.listen()
+        except BaseException:
+            await self.stop()
+            raise
         intake.open()
         self._hooks.started()
         logger.info("worker %r takes jobs of pool %r", self.name, jobs.pool)
