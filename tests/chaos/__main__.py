@@ -1,4 +1,7 @@
-"""The command: `python -m tests.chaos [--seconds N] [--ticks N] [--seed S] [--processes 4] …`."""
+"""The command: `python -m tests.chaos [--seconds N] [--ticks N] [--seed S] [--processes 4] …`.
+
+`python -m tests.chaos jobs …` is the run of `tests.chaos.jobs`.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from random import Random
 from tests.chaos.arena import Setting
 from tests.chaos.broken import BROKEN
 from tests.chaos.faults import FAULTS
+from tests.chaos.jobs import main as run_jobs
 from tests.chaos.run import WRONGS, Found, Run, Tick
 
 SHOWN = 10
@@ -25,7 +29,10 @@ SHOWN = 10
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run it. Returns the exit code: 0 when nothing went wrong."""
-    options = _options(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == ["jobs"]:
+        return run_jobs(given[1:])
+    options = _options(given)
     seed = random.randrange(1 << 32) if options.seed is None else options.seed
     setting = Setting(
         processes=options.processes,

@@ -27,7 +27,7 @@ from random import Random
 
 from admission.errors import AdmissionError
 from admission.jobs import JobQueue, JobState, JobStats
-from tests.chaos.jobs_broken import BROKEN
+from tests.chaos.jobs_broken import BROKEN, script_of
 from tests.chaos.jobs_worker import GRACE, PLACES, POOL, queue, register
 from tests.chaos.journal import Kind, Reader
 from tests.chaos.keys import Keys
@@ -183,11 +183,20 @@ class Run:
         """Enqueue, kill until all is done, and compare."""
         jobs = queue(self.server.url, self.namespace, self.options.lease)
         register(jobs)
-        ids = await self._enqueue(jobs)
-        say(f"{len(ids):,} jobs are queued")
+        try:
+            ids = await self._enqueue(jobs)
+            say(f"{len(ids):,} jobs are queued")
+            began = time.monotonic()
+            await self._torment(jobs, ids)
+            self.seconds = time.monotonic() - began
+            await self._compare(jobs, ids)
+        finally:
+            await jobs.aclose()
+
+    async def _torment(self, jobs: JobQueue, ids: Sequence[str]) -> None:
+        """Let workers work, and make faults until all is done."""
         for _ in range(self.options.workers):
             self.crew.start()
-        began = time.monotonic()
         faults = [asyncio.create_task(self._kill()), asyncio.create_task(self._freeze())]
         if self.options.restart:
             faults.append(asyncio.create_task(self._restart()))
@@ -196,15 +205,12 @@ class Run:
         finally:
             for fault in faults:
                 fault.cancel()
-            await asyncio.gather(*faults, return_exceptions=True)
+            ends = await asyncio.gather(*faults, return_exceptions=True)
             if self._frozen is not None:
                 self.crew.go_on(self._frozen)
-        self.seconds = time.monotonic() - began
-        for fault in faults:
-            if not fault.cancelled() and fault.exception() is not None:
-                raise RuntimeError("a fault could not be made") from fault.exception()
-        await self._compare(jobs, ids)
-        await jobs.aclose()
+        for end in ends:
+            if isinstance(end, Exception):
+                raise RuntimeError("a fault could not be made") from end
 
     # ------------------------------------------------------------------ the jobs
 
@@ -213,7 +219,9 @@ class Run:
         for number in range(self.options.jobs):
             name = "work_in_thread" if number % 10 == 7 else "work"
             prepared = jobs.tasks[name].with_options(
-                tenant=f"tenant-{self.dice.randrange(TENANTS)}", priority=self.dice.choice(jobs.classes).name
+                tenant=f"tenant-{self.dice.randrange(TENANTS)}",
+                priority=self.dice.choice(jobs.classes).name,
+                dedup_key=f"job-{number}" if number % 20 == 2 else None,
             )
             milliseconds = LONG if number % 50 == 9 else self.dice.randint(5, 40)
             made.append(prepared.job(milliseconds, fails=number % 10 == 3))
@@ -340,7 +348,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seed = random.randrange(1 << 32) if options.seed is None else options.seed
     say = (lambda _: None) if options.json else _say
     say(f"seed {seed}, {options.broken or 'the real build'} on {options.kind}, appendfsync always")
-    with _directory(options.keep) as directory:
+    with _directory(options.keep) as directory, script_of(options.broken):
         run = Run(options, seed, directory)
         try:
             asyncio.run(run.run(say))

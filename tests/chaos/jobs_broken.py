@@ -6,13 +6,17 @@ Each is applied in the worker processes, by name, before anything is made.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 
 from admission.jobs import script
 from admission.jobs.run import Run, Runs
 from admission.jobs.script import Script, Taken
 from admission.jobs.tender import ClassTender
 from admission.line import Entry
+from tests.chaos.broken import never_reaps
 
 
 def acks_on_take() -> None:
@@ -26,16 +30,6 @@ def acks_on_take() -> None:
     Runs.arrived = reporting  # type: ignore[assignment, method-assign]
 
 
-def never_reaps() -> None:
-    """The jobs of a process whose lease has run out stay its own."""
-    _rewrite("if not pool.alive[name] then\n      core.sate(name)", "if false then\n      core.sate(name)")
-
-
-def believes_stale_reports() -> None:
-    """Whoever once had a job may say how it ended."""
-    _rewrite("j.state == 'running' and j.by == me and j.delivery == tonumber(delivery)", "j.state == 'running'")
-
-
 def takes_failures_for_success() -> None:
     """An attempt that raised is reported as done."""
 
@@ -45,22 +39,41 @@ def takes_failures_for_success() -> None:
     Runs.failed = succeeding  # type: ignore[assignment, method-assign]
 
 
-def keeps_bodies() -> None:
-    """What was to be run stays behind when nothing else of a job is kept."""
-    _rewrite("  core.write('HDEL', JOB, gone)\n  core.write('HDEL', BODY, gone)", "  core.write('HDEL', JOB, gone)")
+REWRITES = {
+    # Whoever once had a job may say how it ended.
+    "believes-stale-reports": (r"(j\.state == 'running') and [^\n]*delivery[^\n]* then\n", r"\1 then\n"),
+    # A key stays taken when its job is over.
+    "keeps-deduplication-keys": (r"if j\.dedup ~= '' and [^\n]* then\n", "if false then\n"),
+}
+"""The place in the script that is changed, and into what."""
+
+
+@contextmanager
+def script_of(build: str) -> Iterator[None]:
+    """The script as that build has it, in this process too."""
+    kept = Script.source, Script.sha
+    if build in REWRITES:
+        _rewrite(*REWRITES[build])
+    try:
+        yield
+    finally:
+        Script.source, Script.sha = kept
 
 
 def _rewrite(right: str, wrong: str) -> None:
     """Change one place of the script."""
-    if Script.source.count(right) != 1:
-        raise RuntimeError(f"jobs.lua has changed: there is no, or more than one, {right!r}")
-    Script.source = Script.source.replace(right, wrong)
+    source, places = re.subn(right, wrong, Script.source)
+    if places != 1:
+        raise RuntimeError(f"jobs.lua has changed: {places} places are like {right!r}")
+    Script.source = source
     Script.sha = hashlib.sha1(Script.source.encode(), usedforsecurity=False).hexdigest()
 
 
 BROKEN: dict[str, Callable[[], None]] = {
-    build.__name__.replace("_", "-"): build
-    for build in (acks_on_take, never_reaps, believes_stale_reports, takes_failures_for_success, keeps_bodies)
+    "acks-on-take": acks_on_take,
+    "never-reaps": never_reaps,
+    "takes-failures-for-success": takes_failures_for_success,
+    **{name: partial(_rewrite, *change) for name, change in REWRITES.items()},
 }
 
 CAUGHT_BY = {
@@ -68,6 +81,6 @@ CAUGHT_BY = {
     "never-reaps": {"stalled"},
     "believes-stale-reports": {"stale"},
     "takes-failures-for-success": {"lost", "unfounded"},
-    "keeps-bodies": {"leaked"},
+    "keeps-deduplication-keys": {"leaked"},
 }
 """As what kinds of violation each is found."""
