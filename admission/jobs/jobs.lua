@@ -162,20 +162,22 @@ end
 -- latest. `at` is when a delayed one is due, and when another ended; `by` is the process that runs it, or the kind of
 -- its death. What the second line names never changes.
 function core.decode(id, record)
-  local j = { id = id, stored = true }
-  local rank, length, text, fixed
-  j.state, j.failures, j.lost, j.delivery, j.backs, j.first, j.started, j.at, j.expires, j.by, j.watchers, fixed, rank,
-    j.number, j.charge, j.enqueued, length, text = match(
+  local state, failures, lost, delivery, backs, first, started, at, expires, by, watchers, fixed, rank, number, charge,
+    enqueued, length, text = match(
       record,
       '^(%l+) (%d+) (%d+) (%d+) (%d+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) ()(%d) (%d+) (%d+) (%d+) (%d+) (.*)$'
     )
-  j.rank, j.fixed = tonumber(rank), sub(record, fixed)
-  if length == '0' then
-    j.dedup, j.tenant = '', text
-  else
-    j.dedup, j.tenant = sub(text, 1, length), sub(text, 1 + length)
+  local dedup = ''
+  if length ~= '0' then
+    dedup, text = sub(text, 1, length), sub(text, 1 + length)
   end
-  return j
+  -- Made in one piece: a table that grows is copied again and again.
+  return {
+    id = id, state = state, failures = failures, lost = lost, delivery = delivery, backs = backs, first = first,
+    started = started, at = at, expires = expires, by = by, watchers = watchers, fixed = sub(record, fixed),
+    rank = byte(rank) - 48, number = number, charge = charge, enqueued = enqueued, dedup = dedup, tenant = text,
+    stored = true, account = nil, changed = nil, moved = nil, was_key = nil, was = nil,
+  }
 end
 
 function core.encode(j)
