@@ -492,9 +492,7 @@ def _taken(answer: Any) -> list[Taken]:
         id, numbers, tenant, body = answer[i : i + 4]
         delivery, attempt, backs, enqueued, first = map(int, numbers.split())
         jobs.append(
-            Taken(
-                id.decode(), delivery, attempt, backs, rank, _text(tenant), enqueued / 1e6, first / 1e6, _body(body)
-            )
+            Taken(id.decode(), delivery, attempt, backs, rank, _text(tenant), enqueued / 1e6, first / 1e6, _body(body))
         )
     return jobs
 
@@ -505,8 +503,11 @@ def _text(written: bytes) -> str:
 
 
 def _body(written: bytes) -> str:
-    """The same, but what is no text does not become any: whoever reads it finds no JSON."""
-    return written.decode(errors="surrogateescape")
+    """The same, but what is no text must not become another job: it is shown, and is no JSON."""
+    try:
+        return written.decode()
+    except UnicodeDecodeError:
+        return repr(written)
 
 
 def _message(line: bytes) -> Message:
