@@ -228,9 +228,9 @@ class JobStore:
         """
         self._closed = True
         commit, link, listening = self._commit, self._link, self._listening
-        self._commit = self._link = self._listening = None
         if commit is None or link is None:
             return
+        self._commit = self._listening = None
         try:
             async with asyncio.timeout(self.site.timeout):
                 await commit.drain()
@@ -238,7 +238,8 @@ class JobStore:
             logger.warning("pool %r: what was said last about jobs was not answered in time", self.pool)
         finally:
             commit.cancel()
-            self._fail(NotRunning("the job store was closed"))
+            self._fail(NotRunning(f"the job store of pool {self.pool!r} was closed"))
+            self._link = None
             await link.close()
             if listening is not None:
                 listening.cancel()

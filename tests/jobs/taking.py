@@ -25,10 +25,13 @@ class Taker:
         self.store = JobStore(site, pool, Bounds())
 
     async def __aenter__(self) -> Taker:
-        await self.store.ask(script.tick())
         lease = self.store.script.value_key("").replace("j:kv:", "lease")
         ends = round((time.time() + LEASE) * 1e6)
-        await self.store._command("ZADD", lease, ends, self.store.process)
+        try:
+            await self.store._command("ZADD", lease, ends, self.store.process)
+        except BaseException:
+            await self.store.close()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
