@@ -155,34 +155,52 @@ function core.flows(c, tenants)
   return flows
 end
 
--- state failures lost delivery backs first started at expires by watchers
+-- state delivery by failures,lost,backs,first,started,at,expires watchers
 -- rank number charge enqueued length-of-key key tenant
 --
--- `lost` counts deliveries to processes that died since. `first` is when the first attempt was delivered, `started` the
--- latest. `at` is when a delayed one is due, and when another ended; `by` is the process that runs it, or the kind of
--- its death. What the second line names never changes.
+-- in one line. `by` is the process that runs it, or the kind of its death. `lost` counts deliveries to processes that
+-- died since. `first` is when the first attempt was delivered, `started` the latest. `at` is when a delayed one is due,
+-- and when another ended. What is said from `rank` on does not change. Most jobs come and go without anyone looking at
+-- their history, so it is taken apart only when it is asked for.
+local UNTOUCHED = '0,0,0,-,-,-,-'
+
+function core.unfold(j)
+  if j.history then
+    j.failures, j.lost, j.backs, j.first, j.started, j.at, j.expires =
+      match(j.history, '^(%d+),(%d+),(%d+),([^,]+),([^,]+),([^,]+),([^,]+)$')
+    j.number, j.charge = match(j.fixed, '^%d (%d+) (%d+)')
+    j.history = false
+  end
+end
+
+local folded = {
+  __index = function(j, name)
+    core.unfold(j)
+    return rawget(j, name)
+  end,
+}
+
 function core.decode(id, record)
-  local state, failures, lost, delivery, backs, first, started, at, expires, by, watchers, fixed, rank, number, charge,
-    enqueued, length, text = match(
-      record,
-      '^(%l+) (%d+) (%d+) (%d+) (%d+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) ()(%d) (%d+) (%d+) (%d+) (%d+) (.*)$'
-    )
+  local state, delivery, by, history, watchers, fixed, enqueued, length, text =
+    match(record, '^(%l+) (%d+) (%S+) (%S+) (%S+) ()%d %d+ %d+ (%d+) (%d+) (.*)$')
   local dedup = ''
   if length ~= '0' then
     dedup, text = sub(text, 1, length), sub(text, 1 + length)
   end
   -- Made in one piece: a table that grows is copied again and again.
-  return {
-    id = id, state = state, failures = failures, lost = lost, delivery = delivery, backs = backs, first = first,
-    started = started, at = at, expires = expires, by = by, watchers = watchers, fixed = sub(record, fixed),
-    rank = byte(rank) - 48, number = number, charge = charge, enqueued = enqueued, dedup = dedup, tenant = text,
-    stored = true, account = nil, changed = nil, moved = nil, was_key = nil, was = nil,
-  }
+  return setmetatable({
+    id = id, state = state, delivery = delivery, by = by, history = history, watchers = watchers,
+    fixed = sub(record, fixed), rank = byte(record, fixed) - 48, enqueued = enqueued, dedup = dedup, tenant = text,
+    stored = true, account = false, changed = false, moved = false, was_key = false, was = false, body = false,
+    res = false,
+  }, folded)
 end
 
 function core.encode(j)
-  return j.state .. ' ' .. j.failures .. ' ' .. j.lost .. ' ' .. j.delivery .. ' ' .. j.backs .. ' ' .. j.first .. ' '
-    .. j.started .. ' ' .. j.at .. ' ' .. j.expires .. ' ' .. j.by .. ' ' .. j.watchers .. ' ' .. j.fixed
+  local history = j.history
+    or j.failures .. ',' .. j.lost .. ',' .. j.backs .. ',' .. j.first .. ',' .. j.started .. ',' .. j.at .. ','
+      .. j.expires
+  return j.state .. ' ' .. j.delivery .. ' ' .. j.by .. ' ' .. history .. ' ' .. j.watchers .. ' ' .. j.fixed
 end
 
 function core.fix(j)
@@ -295,6 +313,7 @@ end
 
 function core.line_up(j)
   core.leave_place(j)
+  core.unfold(j)
   j.at = '-'
   core.move(j, 'queued')
   pool.fresh[j.rank] = (pool.fresh[j.rank] or 0) + 1
@@ -303,6 +322,8 @@ end
 -- Now, or after some microseconds.
 function core.line_up_later(j, delay)
   if delay > 0 then
+    core.leave_place(j)
+    core.unfold(j)
     j.at = format('%016d', now + delay)
     core.move(j, 'delayed')
   else
@@ -385,10 +406,10 @@ function core.flush_jobs()
   for i = 1, #changed do
     local j = changed[i]
     local id = j.id
-    j.changed = nil
+    j.changed = false
     if j.moved then
       local key, member = core.place(j)
-      j.moved = nil
+      j.moved = false
       if j.was then
         local list = removed[j.was_key] or {}
         list[#list + 1], removed[j.was_key] = j.was, list
@@ -401,14 +422,14 @@ function core.flush_jobs()
     end
     if j.state == 'gone' then
       gone[#gone + 1] = id
-      if j.failures ~= '0' or j.res then
+      if not j.history or sub(j.history, 1, 2) ~= '0,' then -- Else it never had any.
         no_res[#no_res + 1] = id
       end
       pool.jobs[id] = false
     else
       records[#records + 1], records[#records + 2] = id, core.encode(j)
       if j.body then
-        bodies[#bodies + 1], bodies[#bodies + 2], j.body = id, j.body, nil
+        bodies[#bodies + 1], bodies[#bodies + 2], j.body = id, j.body, false
       end
       if j.res then
         if j.res == '' then
@@ -416,7 +437,7 @@ function core.flush_jobs()
         else
           res[#res + 1], res[#res + 2] = id, j.res
         end
-        j.res = nil
+        j.res = false
       end
     end
   end
@@ -689,7 +710,7 @@ function core.put(id, rank, tenant, charge, delay, key, watcher, body)
   local j = {
     id = id, state = 'new', rank = tonumber(rank), tenant = tenant, number = format('%015d', pool.number), charge = charge,
     enqueued = pool.time, dedup = key, failures = '0', lost = '0', delivery = '0', backs = '0', first = '-', started = '-',
-    at = '-', expires = '-', by = '-', watchers = watcher == '' and '-' or watcher, body = body,
+    at = '-', expires = '-', by = '-', history = false, watchers = watcher == '' and '-' or watcher, body = body,
   }
   core.fix(j)
   pool.jobs[id] = j
@@ -820,6 +841,7 @@ function core.take(rank, most, tenants, steal)
   core.load(picked)
   local bodies = core.read(BODY, picked)
   local p = core.process(me)
+  local untouched = '0,0,0,' .. pool.time .. ',' .. pool.time .. ',-,-'
   for i = 1, #picked do
     local j = core.job(picked[i])
     c.queued = c.queued - 1
@@ -827,13 +849,18 @@ function core.take(rank, most, tenants, steal)
       local f = core.account(j)
       j.moved, j.was_key, j.was = true, READY, members[i]
       c.running, f.running, p.running = c.running + 1, f.running + 1, p.running + 1
-      j.state, j.by, j.started, j.delivery = 'running', me, pool.time, j.delivery + 1
-      if j.first == '-' then
-        j.first = pool.time
+      j.state, j.by, j.delivery = 'running', me, j.delivery + 1
+      local said
+      if j.history == UNTOUCHED then
+        j.history, said = untouched, ' 1 0 ' .. j.enqueued .. ' ' .. pool.time
+      else
+        core.unfold(j)
+        j.started, j.first = pool.time, j.first == '-' and pool.time or j.first
+        said = ' ' .. j.failures + 1 .. ' ' .. j.backs .. ' ' .. j.enqueued .. ' ' .. j.first
       end
       core.change(j)
       answer[#answer + 1] = j.id
-      answer[#answer + 1] = j.delivery .. ' ' .. j.failures + 1 .. ' ' .. j.backs .. ' ' .. j.enqueued .. ' ' .. j.first
+      answer[#answer + 1] = j.delivery .. said
       answer[#answer + 1] = j.tenant
       answer[#answer + 1] = bodies[i] or ''
     end
@@ -1125,6 +1152,7 @@ local function rarely()
     end
     pool.number = pool.number + 1
     core.leave_place(j)
+    core.unfold(j)
     j.number, j.failures, j.lost, j.delivery, j.backs = format('%015d', pool.number), '0', '0', '0', '0'
     j.first, j.started, j.at, j.expires, j.by, j.res = '-', '-', '-', '-', '-', ''
     j.enqueued = pool.time

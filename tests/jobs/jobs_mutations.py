@@ -52,7 +52,7 @@ MUTATIONS = (
     Mutation("debts are left behind", "core.write('ZREM', DEBT, off_debt)", ""),
     Mutation("delayed too long", "format('%016d', now + delay)", "format('%016d', now + 2 * delay)"),
     Mutation("results stay for ever", "for _, key in ipairs({ DEAD, KEPT }) do", "for _, key in ipairs({ DEAD }) do"),
-    Mutation("errors stay for ever", "if j.failures ~= '0' or j.res then", "if false then"),
+    Mutation("errors stay for ever", "if not j.history or sub(j.history, 1, 2) ~= '0,' then", "if false then"),
     Mutation("retries are new attempts", "  j.failures, j.res = j.failures + 1, error\n", "  j.res = error\n"),
     Mutation(
         "bodies stay for ever",
