@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError, from_json, to_json
 from typing_extensions import TypeVar
 
-from admission.errors import BadArguments, PayloadTooLarge
+from admission.errors import BadArguments, PayloadTooLarge, UnknownTask
 from admission.jobs.arguments import Arguments, Named, is_strict_json, shortened
 from admission.policy.fairness import Flow
 from admission.policy.retry import Retry
@@ -290,9 +290,11 @@ class Task(Generic[P, R]):
                 changed["retry"] = Retry.model_validate(
                     {**changed["retry"], "retry_on": self.options.retry.retry_on}  # type: ignore[dict-item]
                 )
-            return check_options(replace(self.options, **changed))  # type: ignore[arg-type]
-        except (ValueError, TypeError, ValidationError) as error:
+            options = check_options(replace(self.options, **changed))  # type: ignore[arg-type]
+            self.jobs.check_callbacks(options)
+        except (ValueError, TypeError, ValidationError, UnknownTask) as error:
             raise BadArguments(f"task {self.name!r}: options of the job: {error}", task=self.name) from error
+        return options
 
 
 class PreparedJob(Generic[P, R]):
