@@ -17,6 +17,8 @@ from admission.config import Settings
 from admission.config.headings import HEADINGS
 from admission.config.tables import OPTIONS_OF_TABLES
 from admission.errors import Rejected
+from admission.jobs import JobQueue
+from admission.observability.jobs import JobsCollector
 from admission.observability.prometheus import PoolCollector
 from admission.types import Reason
 
@@ -85,9 +87,8 @@ def test_options_of_tables_are_named() -> None:
 def test_every_metric_is_in_the_table_with_its_labels() -> None:
     """Names, types and labels, as a scrape shows them."""
     table = {row[0].strip("`"): row[1:3] for row in rows(page("metrics.md")) if "_" in row[0]}
-    families = {
-        family.name + ("_total" if family.type == "counter" else ""): family for family in PoolCollector().describe()
-    }
+    described = [*PoolCollector().describe(), *JobsCollector(JobQueue("redis://cache")).describe()]
+    families = {family.name + ("_total" if family.type == "counter" else ""): family for family in described}
     assert table.keys() == families.keys()
     for name, (kind, labels) in table.items():
         assert kind == families[name].type
