@@ -200,3 +200,34 @@ async def test_drain_ends_when_the_other_side_is_gone() -> None:
     server.open.set()
     await draining
     assert server.batches == [["offer 1"]]
+
+
+async def test_heavy_operations_travel_in_smaller_batches() -> None:
+    """They weigh as much as many; one that is too heavy for any batch goes alone, and none is overtaken."""
+    server = Server()
+    server.open.set()
+    weights = {"light": 1, "heavy": MOST_OPERATIONS // 2, "huge": 2 * MOST_OPERATIONS}
+    commit = Committer(server.call, lambda reply: None, weigh=lambda op: weights[op.split()[0]])  # type: ignore[arg-type, var-annotated, attr-defined]
+    said = ["light 1", "heavy 1", "heavy 2", "huge 1", "light 2", "light 3", "heavy 3"]
+    for op in said:
+        commit.send(op)
+    await commit.drain()
+    assert server.batches == [said[:2], said[2:3], said[3:4], said[4:]]
+
+
+async def test_what_is_forgotten_is_not_tried_again() -> None:
+    """Unless somebody else asked for the same."""
+    server = Server(failing=1)
+    server.open.set()
+    commit, mine, others = committer(server), [], []
+    commit.send("offer 1", mine.append)  # type: ignore[arg-type]
+    commit.send("offer 2", others.append)  # type: ignore[arg-type]
+    await turns()
+    commit.send("offer 3", listener := mine.append)  # type: ignore[arg-type]
+    commit.forget("offer 3", listener)
+    commit.forget("offer 2", listener)
+    commit.forget("offer 1", next(iter(commit._first.values())))  # type: ignore[arg-type]
+    commit.resume()
+    await commit.drain()
+    assert server.batches == [["offer 1", "offer 2"], ["offer 2"]]
+    assert (mine, others) == ([], ["offer 2"])
