@@ -364,7 +364,9 @@ class JobQueue:
         return enqueued
 
     async def enqueue_many(self, jobs: Sequence[NewJob]) -> list[Job]:
-        """Enqueue what `Task.job(…)` or `PreparedJob.job(…)` made, in batches. They are queued in this order.
+        """Enqueue what `Task.job(…)` or `PreparedJob.job(…)` made, in batches of 256.
+
+        The jobs of a batch are queued in this order; two batches are under way at once, and may overtake each other.
 
         When it raises, some of them may have been taken in; a `dedup_key` makes it safe to try again.
 
