@@ -51,7 +51,8 @@ def test_every_python_snippet_runs(fence: Fence, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     assert "uvicorn.run" not in fence.code, "a snippet must not start a server: show the command instead"
     tree = ast.parse("\n" * (fence.line - 1) + fence.code)
-    code = compile(tree, str(fence.path), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    # dont_inherit: this module's own imports from __future__ are not the snippet's.
+    code = compile(tree, str(fence.path), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
     namespace = {"__name__": "snippet"}
     outcome = eval(code, namespace)
     if inspect.iscoroutine(outcome):
