@@ -14,7 +14,6 @@ import asyncio
 import logging
 import random
 import secrets
-import weakref
 from base64 import b64decode, b64encode
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import replace
@@ -33,11 +32,11 @@ from admission.jobs.failure import describe, failure_of
 from admission.jobs.intake import Intake
 from admission.jobs.queue import JobQueue
 from admission.jobs.script import ID_DIGITS, Answer, Message, Reply, Said, Taken
-from admission.jobs.store import JobStore
+from admission.jobs.store import PATIENCE, JobStore
 from admission.jobs.task import LONGEST_DELAY, MOST_COST, NO_RETRY, check_name, too_large
 from admission.jobs.tender import ClassTender
 from admission.jobs.types import BuryKind
-from admission.jobs.worker import EVERYBODY, check_pool, tenant_names
+from admission.jobs.worker import EVERYBODY, check_pool, sharers, tenant_names
 from admission.line import Entry
 from admission.permit import hold, outcome_of
 from admission.policy.fairness import Flow
@@ -189,7 +188,15 @@ class _Deliveries:
         self.broker = broker
         self.loop = asyncio.get_running_loop()
         self.store = JobStore(jobs.site, jobs.pool, jobs.bounds, process=broker.controller.process)
-        self._intake = Intake(self.store, broker.controller, self, places=0, tenants=broker.tenants, steal=broker.steal)
+        self._intake = Intake(
+            self.store,
+            broker.controller,
+            self,
+            places=0,
+            tenants=broker.tenants,
+            steal=broker.steal,
+            alone=lambda: sharers[self.store.process] == 1,
+        )
         self._here: dict[str, _Delivery] = {}
         """By the name that the label gives them; from arrival until their place is free."""
         self._next: asyncio.Future[_Delivery] | None = None
@@ -206,6 +213,7 @@ class _Deliveries:
         # The first word of this process to the pool gives it its lease, without which it is given no job.
         await self.broker.controller.refresh()
         self.store.listen()
+        sharers[self.store.process] += 1
 
     def open(self) -> None:
         if self._intake.is_open:
@@ -225,6 +233,15 @@ class _Deliveries:
         self.close()
         for delivery in list(self._here.values()):
             delivery.hand_back()
+        sharers[self.store.process] -= 1
+        if not sharers[self.store.process]:  # Else a worker of this process goes on.
+            del sharers[self.store.process]
+            self.store.send(script.leave())
+        try:
+            async with asyncio.timeout(PATIENCE * self.broker.jobs.site.timeout):
+                await self.store.drain()
+        except TimeoutError:
+            logger.warning("pool %r: the last reports were not answered; the end of the lease tells", self.store.pool)
         await self.store.close()
 
     # ------------------------------------------------------------------ what is heard
@@ -334,23 +351,22 @@ class _Delivery:
         self._line = line
         self._message = message
         self._since = deliveries.loop.time()
-        self._begun = self._ended = self._reported = False
+        self._ended = self._reported = False
         self._report = script.done(taken.id, taken.delivery, "null", 0)
         """Results are kept in taskiq's own result backend, not here."""
         self._outcome = Outcome.SUCCESS
 
     def message(self) -> AckableMessage:
-        """What the receiver is given. Its ack reports; if it is dropped without one, that is noticed too."""
-        deliveries = self._deliveries
+        """What the receiver is given."""
         self._message.labels[LABEL] = self.name
-        data = deliveries.broker.formatter.dumps(self._message).message
-        ack = _Ack(self)
-        weakref.finalize(ack, _from_anywhere, deliveries.loop, self).atexit = False
-        return AckableMessage(data=data, ack=ack)
+        data = self._deliveries.broker.formatter.dumps(self._message).message
+        return AckableMessage(data=data, ack=self.acknowledge)
 
     def begin(self) -> None:
-        """Its function is about to be called, in the present context."""
-        self._begun = True
+        """Its function is about to be called, in the present context and task, which are of this message alone."""
+        task = asyncio.current_task()
+        assert task is not None
+        task.add_done_callback(self._let_go)
         self._since = self._deliveries.loop.time()
         hold(self._entry)
 
@@ -391,19 +407,14 @@ class _Delivery:
         if not self._reported:
             self._reported = True
             self._deliveries.report(self._report)
-            self._free_if_over()  # Not so where taskiq acknowledges before it runs.
+        self._free_if_over()  # Not so where taskiq acknowledges before it runs.
 
-    def drop(self) -> None:
-        """The receiver has let go of it: without an ack where a middleware raised, or a task did not give one."""
-        if self._reported:
-            self.end()
-        elif not self._begun:
-            self.hand_back()
-        else:
-            if self._report[0] == "done":
-                self.fail(_Dropped("it ended without an acknowledgement"), self._message.labels)
-            self._ended = True
-            self.acknowledge()
+    def _let_go(self, task: asyncio.Task[object]) -> None:
+        """The receiver is done with it: without an ack where a middleware raised, or a task did not give one."""
+        self._ended = True
+        if not self._reported and self._report[0] == "done":
+            self.fail(_Dropped("it ended without an acknowledgement"), self._message.labels)
+        self.acknowledge()
 
     def hand_back(self) -> None:
         """It shall run elsewhere, as if it had never been here."""
@@ -417,18 +428,6 @@ class _Delivery:
             ran = self._deliveries.loop.time() - self._since
             self._line.end(self._entry, self._outcome, ran)
             self._deliveries.freed(self)
-
-
-class _Ack:
-    """What taskiq calls to acknowledge. Nobody else holds it, so its end is the end of the message."""
-
-    __slots__ = ("__weakref__", "_delivery")
-
-    def __init__(self, delivery: _Delivery) -> None:
-        self._delivery = delivery
-
-    def __call__(self) -> None:
-        self._delivery.acknowledge()
 
 
 class _Outcomes(TaskiqMiddleware):
@@ -569,11 +568,3 @@ def _name(id: str, delivery: int) -> str:
 def _heard(answer: Answer) -> None:
     if answer is Said.STALE:
         logger.warning("a report was refused: its job had been delivered again meanwhile")
-
-
-def _from_anywhere(loop: asyncio.AbstractEventLoop, delivery: _Delivery) -> None:
-    """An ack is gone, in whatever thread that was noticed."""
-    try:
-        loop.call_soon_threadsafe(delivery.drop)
-    except RuntimeError:
-        return  # The loop is closed: the lease of this process is all that is left to end.
