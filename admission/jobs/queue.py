@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from admission.backends.redis.site import RedisPool
 from admission.errors import QueueFull, UnknownTask, WaitTimeout
@@ -671,5 +671,6 @@ def _mapping(value: object) -> Mapping[str, object]:
 
 
 def _arguments(args: object) -> str:
-    text = json_of("args", args).decode()
+    # Also those that no task may have, such as NaN: that may be why it is dead.
+    text = to_json(args, inf_nan_mode="constants").decode()
     return text if len(text) <= MOST_ARGUMENTS else f"{text[: MOST_ARGUMENTS - 1]}…"
