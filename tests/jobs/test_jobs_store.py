@@ -186,7 +186,7 @@ async def test_every_reply_is_told(queue_site: RedisPool) -> None:
     store.on_reply = replies.append
     await store.ask(put())
     await store.ask_all([put() for _ in range(600)])
-    assert [len(reply.answers) for reply in replies] == [1, 256, 256, 88]
+    assert sorted(len(reply.answers) for reply in replies) == [1, 88, 256, 256]
     assert store.reply is replies[-1]
     await store.close()
 
