@@ -1302,7 +1302,16 @@ local NAMES_ONE = { put = 1, done = 1, retry = 1, back = 1, bury = 1, cancel = 1
 
 -- What the operations name is read at once.
 local ids, keys = {}, {}
+local accounts, noted = {}, {}
 local only_puts, asks_for_jobs = true, false
+
+local function note(key)
+  if not noted[key] then
+    noted[key] = true
+    accounts[#accounts + 1] = key
+  end
+end
+
 do
   local i = 7
   while i <= #ARGV do
@@ -1315,6 +1324,7 @@ do
       ids[#ids + 1] = ARGV[i + 1]
     end
     if verb == 'put' then
+      note(ARGV[i + 2] .. ':' .. ARGV[i + 3])
       if ARGV[i + 6] ~= '' then
         keys[#keys + 1] = ARGV[i + 6]
       end
@@ -1357,6 +1367,15 @@ end
 
 core.expire(100 + 2 * #ids)
 core.load(ids)
+for _, id in ipairs(ids) do
+  local j = pool.jobs[id]
+  if j then
+    note(j.rank .. ':' .. j.tenant)
+  end
+end
+for i, raw in ipairs(core.read(TAG, accounts)) do
+  core.flow(core.class(byte(accounts[i]) - 48), sub(accounts[i], 3), raw)
+end
 for i, id in ipairs(core.read(DEDUP, keys)) do
   pool.dedup[keys[i]] = id
 end
