@@ -287,6 +287,8 @@ class Task(Generic[P, R]):
             changed = dict(said)
             if changed.get("retry") is not None:
                 # Which errors are worth another try is code, and stays the task's.
+                if "retry_on" in changed["retry"]:  # type: ignore[operator]
+                    raise ValueError("retry_on cannot be said by a job")
                 changed["retry"] = Retry.model_validate(
                     {**changed["retry"], "retry_on": self.options.retry.retry_on}  # type: ignore[dict-item]
                 )
