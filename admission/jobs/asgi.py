@@ -15,8 +15,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
+import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -30,7 +30,6 @@ from admission.asgi.classify import Scope, route_path
 from admission.asgi.responses import Answer, Header, json_answer, retry_headers
 from admission.errors import (
     BadArguments,
-    JobNotFound,
     NotRunning,
     PayloadTooLarge,
     QueueFull,
@@ -40,7 +39,8 @@ from admission.errors import (
 )
 from admission.jobs import answers, script
 from admission.jobs.arguments import shortened
-from admission.jobs.script import ID_DIGITS, Record, Said
+from admission.jobs.job import estimated_wait
+from admission.jobs.script import ID_DIGITS, Record, Said, Stats
 from admission.jobs.stream import Stream
 from admission.jobs.task import EnqueueOptions, Task, too_large
 from admission.jobs.types import JobState
@@ -59,6 +59,9 @@ MOST_IGNORED = 4 * 1024 * 1024
 
 MOST_KEY = 255
 """Bytes of an `Idempotency-Key`."""
+
+COUNT_SECONDS = 1.0
+"""How often the queue is counted at most, to estimate waits."""
 
 _ID = re.compile(rf"[0-9a-f]{{{ID_DIGITS}}}")
 
@@ -112,6 +115,8 @@ class JobsApp:
         self._streams = 0
         self._poll = poll
         self._keep_alive = keep_alive
+        self._counted: Stats | None = None
+        self._counted_at = float("-inf")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -217,11 +222,20 @@ class JobsApp:
         record = await self._record(id, who)
         if record is None:
             return answers.no_job(id)
-        wait = None
-        if record.state in (JobState.QUEUED, JobState.DELAYED):
-            with suppress(JobNotFound):  # It may be gone by now; it was there when it was looked at.
-                wait = await self._jobs.job(id).estimated_wait()
+        waits = record.state in (JobState.QUEUED, JobState.DELAYED)
+        wait = await self._estimated_wait(record) if waits else None
         return answers.text_answer(200, answers.told(self._jobs, record, wait))
+
+    async def _estimated_wait(self, record: Record) -> float | None:
+        """From numbers that are about a second old: to have all counted for every client would wear the server out."""
+        now = time.monotonic()
+        if now - self._counted_at >= COUNT_SECONDS:
+            self._counted_at = now  # Whoever comes meanwhile makes do with what there is.
+            stats = await self._jobs.store.ask(script.stats())
+            assert isinstance(stats, Stats)
+            self._jobs.pace.saw(stats, self._jobs.now())
+            self._counted = stats
+        return None if self._counted is None else estimated_wait(self._jobs, self._counted, record)
 
     async def _cancel(self, id: str, who: Identity, request: Request) -> Answer:
         record = await self._record(id, who)

@@ -14,7 +14,7 @@ from admission.jobs.types import JobState, JobStatus
 if TYPE_CHECKING:
     from admission.jobs.queue import JobQueue
 
-__all__ = ["Job"]
+__all__ = ["Job", "estimated_wait"]
 
 
 class Job:
@@ -63,13 +63,7 @@ class Job:
         self._jobs.pace.saw(stats, self._jobs.now())
         if not isinstance(record, Record):
             raise self._gone()
-        pace = self._jobs.pace.rate
-        if record.state not in (JobState.QUEUED, JobState.DELAYED):
-            return 0.0
-        if pace is None:
-            return None
-        delay = 0.0 if record.due is None else max(0.0, record.due - self._jobs.now())
-        return delay + _ahead(stats, record) / pace
+        return estimated_wait(self._jobs, stats, record)
 
     async def result(self, timeout: float | None = None) -> object:
         """What the function returned, as JSON gives it back. Waits for the end of the job.
@@ -126,6 +120,17 @@ class Job:
         return JobNotFound(
             f"there is no job {self.id}: it was cancelled, or what was kept of it has expired, or it never was"
         )
+
+
+def estimated_wait(jobs: JobQueue, stats: Stats, record: Record) -> float | None:
+    """Seconds until a job starts; 0.0 when it is not in line, None while no pace is known. *stats* may be a bit old."""
+    pace = jobs.pace.rate
+    if record.state not in (JobState.QUEUED, JobState.DELAYED):
+        return 0.0
+    if pace is None:
+        return None
+    delay = 0.0 if record.due is None else max(0.0, record.due - jobs.now())
+    return delay + _ahead(stats, record) / pace
 
 
 def _ahead(stats: Stats, record: Record) -> int:

@@ -305,6 +305,31 @@ async def test_a_job_is_shown_through_its_life(front: Front, queue_site: RedisPo
     assert done.json()["enqueued_at"] <= done.json()["started_at"] <= done.json()["ended_at"]
 
 
+async def test_the_estimated_wait_is_told_and_the_queue_not_counted_for_everyone(
+    front: Front, queue_site: RedisPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the pace at which jobs ended lately; many who ask at once share one count."""
+    monkeypatch.setattr("admission.jobs.endings.SHORTEST_SIGHT", 0.0)
+    counts = 0
+    ask = front.queue.store.ask
+
+    async def counting(op: Any) -> Any:
+        nonlocal counts
+        counts += op[0] == "stats"
+        return await ask(op)
+
+    monkeypatch.setattr(front.queue.store, "ask", counting)
+    await front.add.enqueue(1)
+    job = await front.add.enqueue(2)
+    async with front.client() as client, Taker(queue_site) as taker:
+        first = await asyncio.gather(*(client.get(f"/{job.id}") for _ in range(20)))
+        assert counts == 1
+        assert {answer.json()["estimated_wait"] for answer in first} == {None}
+        await taker.succeed(await taker.take_one())
+        monkeypatch.setattr("admission.jobs.asgi.COUNT_SECONDS", 0.0)
+        assert (await client.get(f"/{job.id}")).json()["estimated_wait"] is not None
+
+
 async def test_a_failure_is_shown_without_its_traceback(front: Front, queue_site: RedisPool) -> None:
     """What it raised, not where."""
     job = await front.add.enqueue(1)
