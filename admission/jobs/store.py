@@ -19,7 +19,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from admission.backends.redis.commit import MOST_CALLS, MOST_OPERATIONS, RETRY_AFTER, Committer
-from admission.backends.redis.link import Link, ServerError, Unreachable
+from admission.backends.redis.link import BreakerState, Link, ServerError, Unreachable
 from admission.backends.redis.site import RedisPool
 from admission.errors import NotRunning, Unavailable
 from admission.jobs.script import Answer, Bounds, Message, Op, Reply, Script
@@ -282,10 +282,12 @@ class JobStore:
         if link is None:
             raise Unreachable("the connection was closed")
         keys, arguments = self.script.call(self.bounds, self.process, ops, sharded=link.sharded)
+        asked = link.state is BreakerState.CLOSED
         try:
             return self.script.parse(await link.run(self.script, keys, arguments))
         except Unreachable as error:
-            self._last_failure = error
+            if asked or self._last_failure is None:  # What opened the breaker says more than that it is open.
+                self._last_failure = error
             self.unanswered += 1
             if _without_memory(error):
                 self._fail(self._unavailable("has no memory left"))

@@ -107,7 +107,9 @@ async def test_an_answer_lost_in_silence_is_asked_for_again(proxy: Proxy, queue_
 async def test_who_asks_a_server_that_is_not_there_hears_so() -> None:
     """In bounded time, with the reason; and nothing is left to be sent."""
     store = JobStore(FAR, "default", Bounds())
-    with pytest.raises(Unavailable, match=r"of pool 'default' gave no answer within 0\.15 s: .*cannot be reached"):
+    with pytest.raises(
+        Unavailable, match=r"of pool 'default' gave no answer within 0\.15 s: redis://127\.0\.0\.1:1 (cannot be|did)"
+    ):
         await store.ask(put())
     with pytest.raises(Unavailable, match="gave no answer"):
         await store.ask_all([put() for _ in range(300)])
