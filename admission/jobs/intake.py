@@ -150,7 +150,7 @@ class Intake:
         """`wake`: jobs of a class are ready."""
         rank = int(message.about)
         self._awaited = frozenset()
-        if rank < len(self._dry):
+        if self._open and rank < len(self._dry):
             self._dry[rank] = False
             self._hints[rank] = 1
             self._ask_server()
@@ -175,9 +175,10 @@ class Intake:
 
     def _look_afresh(self) -> None:
         """Believe nothing that was heard before."""
-        self._awaited, self._dry = frozenset(), [False] * len(self._dry)
-        self._ask_server()
-        self.look_soon()
+        if self._open:
+            self._awaited, self._dry = frozenset(), [False] * len(self._dry)
+            self._ask_server()
+            self.look_soon()
 
     def _ask_server(self) -> None:
         self._store.send(script.tick(), self._ticked)
@@ -205,7 +206,7 @@ class Intake:
         tender = self.tender
         gives_way = tender.others_wait(reply.waiting)
         free = self.places - self.occupied - sum([len(entries) for entries in self._under_way if entries])
-        idle_places, empty = free > 0, []
+        empty: list[int] = []
         for line in tender.classes:
             rank = line.rank
             ready = self._ready(reply, rank)
@@ -224,11 +225,13 @@ class Intake:
             gives_way = gives_way or missing > 0  # What a lower class has used may be what this one waits for.
             if ready == 0:
                 empty.append(rank)
-        if idle_places:
-            if not self._awaited.issuperset(empty):
-                self._want(empty)
-            if reply.next_due is not None:
-                self._look_when_due(reply.next_due)
+        if free == 0:
+            if self._awaited:  # Who has no place must not be woken in the stead of somebody who has.
+                self._want(())
+        elif not self._awaited.issuperset(empty):
+            self._want(empty)
+        if free > 0 and reply.next_due is not None:
+            self._look_when_due(reply.next_due)
 
     def _ready(self, reply: Reply, rank: int) -> int:
         """Jobs of a class that may be had, less those that are on their way here."""

@@ -10,7 +10,7 @@ import pytest
 
 from admission import PermanentError, Priority, Retry, current_ticket
 from admission.errors import JobFailed, NotRunning, TaskCancelled
-from admission.jobs import BuryKind, JobQueue, JobState, run, script
+from admission.jobs import BuryKind, JobQueue, JobState, intake, run, script
 from admission.jobs.hooks import Hooks
 from admission.jobs.run import current_job
 from tests.jobs.workshop import Gate, Shop, shop, until
@@ -139,8 +139,11 @@ async def test_delayed_jobs_run_when_they_are_due(shop: Shop) -> None:
         assert await job.result(PATIENCE) == 1.0
 
 
-async def test_a_job_that_is_enqueued_while_the_worker_sleeps_wakes_it(shop: Shop) -> None:
-    """One by one: each finds the worker asleep."""
+async def test_a_job_that_is_enqueued_while_the_worker_sleeps_wakes_it(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One by one: each finds the worker asleep, and it does not look by itself."""
+    monkeypatch.setattr(intake, "POLL", 3600.0)
 
     @shop.queue.task
     async def echo(number: int) -> int:
@@ -150,6 +153,32 @@ async def test_a_job_that_is_enqueued_while_the_worker_sleeps_wakes_it(shop: Sho
         for number in range(5):
             job = await echo.enqueue(number)
             assert await job.result(PATIENCE) == number
+
+
+async def test_a_worker_without_a_free_place_is_not_woken_in_anothers_stead(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that sleeps runs the job, whatever its class, though the busy one came first."""
+    monkeypatch.setattr(intake, "POLL", 3600.0)
+    gate = Gate()
+
+    @shop.queue.task
+    async def hold() -> None:
+        await gate.pass_through()
+
+    @shop.queue.task
+    async def echo(number: int) -> int:
+        return number
+
+    held = await hold.enqueue()
+    async with shop.worker(workers=1, max_concurrency=10):
+        await until(lambda: gate.reached)
+        async with shop.worker(workers=1):
+            for number, priority in enumerate(("low", "normal", "critical", "high")):
+                job = await echo.with_options(priority=priority).enqueue(number)
+                assert await job.result(PATIENCE) == number
+            gate.open()
+            await held.result(PATIENCE)
 
 
 async def test_critical_jobs_go_before_everything(shop: Shop) -> None:
