@@ -111,8 +111,8 @@ def of_memory(information: Mapping[str, str]) -> Iterator[Finding]:
     if policy != "noeviction":
         if limit:
             text = (
-                f"maxmemory-policy is {policy}: when memory runs out, the server throws away part of a pool, and its "
-                "limit with it. Set it to noeviction, and keep caches on another server."
+                f"maxmemory-policy is {policy}: when memory runs out, the server throws away part of a pool, its "
+                "limit or its jobs. Set it to noeviction, and keep caches on another server."
             )
             yield Finding(level=Level.UNFIT, about="memory", text=text)
             return
@@ -153,15 +153,16 @@ def of_persistence(information: Mapping[str, str], settings: Mapping[str, str]) 
         yield _of_append_only_file(settings.get("appendfsync"))
     elif "aof_enabled" not in information:
         text = (
-            "It does not tell whether it keeps an append-only file, without which a crash loses the order of the line."
+            "It does not tell whether it keeps an append-only file, without which a crash loses the order of the line, "
+            "and durable jobs."
         )
         yield Finding(level=Level.NOTE, about="persistence", text=text)
     else:
         left = "goes back to its last snapshot" if settings.get("save") else "is empty"
         text = (
             f"It keeps no append-only file: after a crash it {left}. Processes claim again what they hold and who "
-            "waits, so requests get over that; the order of the line and what tenants had used are lost. Where that "
-            "is too much, set appendonly yes."
+            "waits, so requests get over that; the order of the line and what tenants had used are lost, and durable "
+            "jobs with them. Where that is too much, set appendonly yes."
         )
         yield Finding(level=Level.NOTE, about="persistence", text=text)
 
