@@ -191,8 +191,6 @@ class JobsApp:
             if body is None:
                 return None
             job = await self._jobs.enqueue(prepared.job(**_arguments(body, task.name)))
-        except TimeoutError:
-            return answers.problem(408, "The arguments came too slowly.", f"they may take {UPLOAD_SECONDS:g} s")
         except PayloadTooLarge as error:
             return answers.problem(413, "The arguments are too large.", str(error), limit=error.limit)
         except BadArguments as error:
@@ -200,6 +198,8 @@ class JobsApp:
         except (QueueFull, WaitTimeout) as error:
             seconds = answers.AGAIN if error.retry_after is None else error.retry_after
             return answers.problem(429, "The queue is full.", "there is no room now", retry_headers(seconds))
+        except TimeoutError:  # Of the upload: `WaitTimeout` is one, too.
+            return answers.problem(408, "The arguments came too slowly.", f"they may take {UPLOAD_SECONDS:g} s")
         location = f"{quote(request.scope.get('root_path', ''))}/{job.id}"
         return answers.accepted(await self._seen(job.id), job.id, location)
 

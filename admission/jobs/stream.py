@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import anyio
@@ -36,6 +37,10 @@ HEADERS = [
 ]
 
 
+class _Stalled(Exception):
+    """The client reads no more."""
+
+
 class Stream:
     """The events of one job, sent to one client.
 
@@ -56,10 +61,11 @@ class Stream:
         self._sent_at = 0.0
 
     async def run(self, record: Record, receive: Receive) -> None:
-        """Send everything from *record* to the end of the job, or until the client leaves."""
+        """Send everything from *record* to the end of the job, or until the client leaves or reads no more."""
         async with anyio.create_task_group() as group:
             group.start_soon(_until_gone, receive, group.cancel_scope)
-            await self._follow(record)
+            with suppress(_Stalled):
+                await self._follow(record)
             group.cancel_scope.cancel()
 
     async def _follow(self, record: Record | None) -> None:
@@ -113,8 +119,10 @@ class Stream:
             yield record.state.value, told(self._jobs, record)
 
     async def _write(self, text: str) -> None:
-        with anyio.fail_after(STALL):
+        with anyio.move_on_after(STALL) as scope:
             await self._send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+        if scope.cancelled_caught:
+            raise _Stalled
         self._sent_at = anyio.current_time()
 
 

@@ -213,6 +213,14 @@ async def test_a_full_queue_is_told_with_a_time_to_return(queue_site: RedisPool)
     assert 1 <= int(refused.headers["retry-after"]) <= 60
 
 
+async def test_a_queue_that_stays_full_for_too_long_is_told_the_same(queue_site: RedisPool) -> None:
+    """With BLOCK, after its `max_wait`."""
+    front = Front(queue_site, max_queue_size=1, backpressure_mode="block", max_wait=0.01)
+    async with front.queue, front.client() as client:
+        assert (await client.post("/add", json={"left": 1})).status_code == 202
+        assert (await client.post("/add", json={"left": 1})).status_code == 429
+
+
 async def test_an_idempotency_key_enqueues_once(front: Front) -> None:
     """A client that lost the answer asks again, and is given the same job."""
     async with front.client(front.by_tenant()) as client:
@@ -547,6 +555,21 @@ async def test_a_stream_ends_when_its_client_leaves(front: Front) -> None:
     for _ in range(3):
         async with Watch(app, f"/{job.id}/events") as watch:
             assert (await watch.next())[0] == "queued"
+
+
+async def test_a_client_that_reads_no_more_is_cut_off(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would hold its place for ever."""
+    monkeypatch.setattr("admission.jobs.stream.STALL", 0.01)
+    job = await front.add.enqueue(1)
+
+    async def full(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()
+
+    watch = Watch(watched(front), f"/{job.id}/events")
+    monkeypatch.setattr(watch, "_send", full)
+    async with watch:
+        assert await watch.text() is None
 
 
 async def test_there_are_only_so_many_streams(front: Front) -> None:
