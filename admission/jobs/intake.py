@@ -205,7 +205,8 @@ class Intake:
             return
         tender = self.tender
         gives_way = tender.others_wait(reply.waiting)
-        free = self.places - self.occupied - sum([len(entries) for entries in self._under_way if entries])
+        coming = sum([len(entries) for entries in self._under_way if entries])
+        free = max(0, self.places - self.occupied - coming)
         empty: list[int] = []
         for line in tender.classes:
             rank = line.rank
@@ -244,9 +245,9 @@ class Intake:
         entries = [line.use() for _ in range(min(len(line.idle), MOST_TAKEN))]
         self._under_way[line.rank] = entries
         op = script.take(line.rank, len(entries), self._tenants, self._steal)
-        self._store.send(op, partial(self._took, line, len(entries)))
+        self._store.send(op, partial(self._took, line))
 
-    def _took(self, line: ClassTender, asked: int, answer: Answer) -> None:
+    def _took(self, line: ClassTender, answer: Answer) -> None:
         rank = line.rank
         entries, self._under_way[rank] = self._under_way[rank] or [], None
         jobs: Sequence[Taken] = ()
