@@ -56,8 +56,6 @@ class Stream:
         self._keep_alive = keep_alive
         self._last = ("", "")
         """The event that was sent last, and its data."""
-        self._started = False
-        """Whether the start of the present attempt was told."""
         self._sent_at = 0.0
 
     async def run(self, record: Record, receive: Receive) -> None:

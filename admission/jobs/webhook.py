@@ -19,7 +19,6 @@ import hashlib
 import hmac
 import ipaddress
 import re
-import ssl
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -34,6 +33,7 @@ from admission.jobs.types import BuryKind, JobState
 from admission.policy.retry import Retry
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Mapping
 
     import httpx2

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import hmac
 import json
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -285,6 +286,13 @@ async def test_a_worker_calls_no_host_that_it_was_not_told_of() -> None:
     """Whatever stands in a job: the worker checks again."""
     with pytest.raises(PermanentError, match="is not among"):
         await webhooks(lambda _: httpx2.Response(200)).deliver("https://169.254.169.254/", "{}")
+
+
+async def test_a_worker_without_the_client_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error stands at the job, and the delivery is tried again."""
+    monkeypatch.setitem(sys.modules, "httpx2", None)
+    with pytest.raises(RuntimeError, match=r"admission\[webhooks\]"):
+        await webhooks().deliver("https://eu.acme.com/", "{}")
 
 
 # ---------------------------------------------------------------------- what is told
