@@ -42,7 +42,10 @@ local call = redis.call
 local core = {}
 local pool = {
   time = nil, -- now, as it is written
-  jobs = {}, -- by id; false: there is no such job
+  jobs = {}, -- by id; false: there is no such job; a text: it was put in this call, and nobody has looked at it
+  put_ready = {}, -- what such jobs are, where each is kept
+  put_records = {},
+  put_bodies = {},
   changed = {}, -- those of them to be written
   classes = {}, -- by rank
   flows = {}, -- tenants by class:tenant
@@ -262,6 +265,11 @@ function core.job(id)
     core.load({ id })
   end
   local j = pool.jobs[id]
+  if type(j) == 'string' then
+    core.flush_puts()
+    j = core.decode(id, j)
+    pool.jobs[id] = j
+  end
   return j and j.state ~= 'gone' and j or nil
 end
 
@@ -272,6 +280,18 @@ function core.change(j)
   end
 end
 
+-- A tenant without queued jobs is about to have one.
+function core.wake_tenant(f)
+  if f.queued == 0 then
+    f.pass = max(f.pass, f.class.virtual)
+  end
+end
+
+-- When a job is due after some microseconds.
+function core.due_after(delay)
+  return format('%016d', now + delay)
+end
+
 -- Count a job in or out where it stands: 1 or -1.
 function core.count(j, sign)
   local c, state = core.class(j.rank), j.state
@@ -279,8 +299,8 @@ function core.count(j, sign)
     c.delayed = c.delayed + sign
   elseif state == 'queued' or state == 'running' then
     local f = core.account(j)
-    if state == 'queued' and f.queued == 0 then
-      f.pass = max(f.pass, c.virtual) -- It becomes active.
+    if state == 'queued' then
+      core.wake_tenant(f)
     end
     c[state], f[state] = c[state] + sign, f[state] + sign
     if state == 'running' then
@@ -324,7 +344,7 @@ function core.line_up_later(j, delay)
   if delay > 0 then
     core.leave_place(j)
     core.unfold(j)
-    j.at = format('%016d', now + delay)
+    j.at = core.due_after(delay)
     core.move(j, 'delayed')
   else
     core.line_up(j)
@@ -395,7 +415,19 @@ end
 
 -- ------------------------------------------------------------------ writing
 
+-- Jobs that were put and are queued now are written as they came, which is most of what a busy queue does.
+function core.flush_puts()
+  local ready, records, bodies = pool.put_ready, pool.put_records, pool.put_bodies
+  if #records > 0 then
+    pool.put_ready, pool.put_records, pool.put_bodies = {}, {}, {}
+    core.write('ZADD', READY, ready)
+    core.write('HSET', JOB, records)
+    core.write('HSET', BODY, bodies)
+  end
+end
+
 function core.flush_jobs()
+  core.flush_puts()
   local changed = pool.changed
   if #changed == 0 then
     return
@@ -696,29 +728,44 @@ end
 
 function core.put(id, rank, tenant, charge, delay, key, watcher, body)
   if core.job(id) then
-    return { 6, id, 1 } -- The reply to an earlier call was lost.
+    return DONE -- The reply to an earlier call was lost.
   end
   local other = key ~= '' and core.dedup(key)
   if other then
-    return { 6, other, 0 }
+    return { 6, other }
   elseif not core.room() then
     return FULL
   end
-  pool.number = pool.number + 1
-  pool.enqueued = pool.enqueued + 1
-  delay = tonumber(delay)
-  local j = {
-    id = id, state = 'new', rank = tonumber(rank), tenant = tenant, number = format('%015d', pool.number), charge = charge,
-    enqueued = pool.time, dedup = key, failures = '0', lost = '0', delivery = '0', backs = '0', first = '-', started = '-',
-    at = '-', expires = '-', by = '-', history = false, watchers = watcher == '' and '-' or watcher, body = body,
-  }
-  core.fix(j)
-  pool.jobs[id] = j
   if key ~= '' then
     core.set_dedup(key, id)
   end
-  core.line_up_later(j, delay)
-  return { 6, id, 1 }
+  pool.number, pool.enqueued = pool.number + 1, pool.enqueued + 1
+  local number, due, state = format('%015d', pool.number), '-', 'queued'
+  rank, delay = tonumber(rank), tonumber(delay)
+  if delay > 0 then
+    due, state = core.due_after(delay), 'delayed'
+  end
+  local record = state .. ' 0 - 0,0,0,-,-,' .. due .. ',- ' .. (watcher == '' and '-' or watcher) .. ' ' .. rank .. ' '
+    .. number .. ' ' .. charge .. ' ' .. pool.time .. ' ' .. #key .. ' ' .. key .. tenant
+  if delay > 0 then
+    local j = core.decode(id, record)
+    j.state, j.stored, j.body = 'new', false, body
+    pool.jobs[id] = j
+    core.move(j, state)
+    return DONE
+  end
+  local c = core.class(rank)
+  local f = core.flow(c, tenant)
+  core.wake_tenant(f)
+  c.queued, f.queued = c.queued + 1, f.queued + 1
+  pool.fresh[rank] = (pool.fresh[rank] or 0) + 1
+  pool.jobs[id] = record
+  local ready, records, bodies = pool.put_ready, pool.put_records, pool.put_bodies
+  local n = #records
+  ready[n + 1], ready[n + 2] = '0', f.prefix .. number .. ':' .. id .. ':' .. charge
+  records[n + 1], records[n + 2] = id, record
+  bodies[n + 1], bodies[n + 2] = id, body
+  return DONE
 end
 
 -- Byte by byte, as in `j:ring`; Lua's own comparison goes by the server's locale.

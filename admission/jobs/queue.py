@@ -19,7 +19,7 @@ from admission.jobs.arguments import shortened
 from admission.jobs.dead_letters import DeadLetters
 from admission.jobs.endings import Endings, Pace
 from admission.jobs.job import Job
-from admission.jobs.script import ID_DIGITS, Answer, Bounds, Count, Page, Put, Record, Said, Stats
+from admission.jobs.script import ID_DIGITS, Answer, Bounds, Count, Duplicate, Page, Record, Said, Stats
 from admission.jobs.store import JobStore
 from admission.jobs.sync import SyncJobs
 from admission.jobs.task import (
@@ -378,14 +378,17 @@ class JobQueue:
             _put(job, ids[start : start + ID_DIGITS])
             for job, start in zip(jobs, range(0, len(ids), ID_DIGITS), strict=True)
         ]
-        return [Job(self, put.id, duplicate=not put.fresh) for put in await self.put_all(ops)]
+        return [
+            Job(self, answer.id, duplicate=True) if isinstance(answer, Duplicate) else Job(self, str(op[1]))
+            for op, answer in zip(ops, await self.put_all(ops), strict=True)
+        ]
 
-    async def put_all(self, ops: Sequence[script.Op]) -> list[Put]:
-        """Have `script.put` done, of whatever body. Raises as `enqueue_many`."""
+    async def put_all(self, ops: Sequence[script.Op]) -> list[Answer]:
+        """Have `script.put` done, of whatever body: what is answered to each. Raises as `enqueue_many`."""
         answers = await self.store.ask_all(ops)
         if Said.FULL in answers:
             await self._make_room_for(ops, answers)
-        return [answer for answer in answers if isinstance(answer, Put)]
+        return answers
 
     async def _make_room_for(self, ops: Sequence[script.Op], answers: list[Answer]) -> None:
         """Try again what found the queue full, until there is room or time is up. Fills *answers* in."""

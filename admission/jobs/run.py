@@ -36,7 +36,7 @@ from admission.executor.stepping import Steps
 from admission.jobs import script
 from admission.jobs.failure import describe, failure_of
 from admission.jobs.hands import Hand, Hands, Suspended
-from admission.jobs.script import ID_DIGITS, Answer, Put, Said, Taken
+from admission.jobs.script import ID_DIGITS, Answer, Said, Taken
 from admission.jobs.status import Tally
 from admission.jobs.task import Call, NewJob, Task, json_of, name_in, too_large
 from admission.jobs.tender import ClassTender
@@ -398,7 +398,7 @@ class Runs:
         self.store.send(op, partial(self._called_back, callback, taken.id))
 
     def _called_back(self, callback: str, id: str, answer: Answer) -> None:
-        if isinstance(answer, Put):
+        if answer is not Said.FULL:
             self.tally.callbacks += 1
         else:
             logger.error("callback %r of job %s was lost: the queue is full", callback, id)

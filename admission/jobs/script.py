@@ -65,12 +65,11 @@ class Said(IntEnum):
     """A worker has it; that one is told."""
 
 
-class Put(NamedTuple):
-    """A job was taken in, or is there already."""
+class Duplicate(NamedTuple):
+    """A job was not taken in: its deduplication key is another one's."""
 
     id: str
-    """Of the job there is: another one than was put, when its deduplication key was taken."""
-    fresh: bool
+    """Of that one."""
 
 
 class Taken(NamedTuple):
@@ -182,7 +181,7 @@ class Stats:
     tenants: tuple[TenantCount, ...]
 
 
-Answer = Said | Put | Took | Record | Page | Here | Count | Stats
+Answer = Said | Duplicate | Took | Record | Page | Here | Count | Stats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,7 +230,7 @@ class Bounds:
 
 
 def put(id: str, rank: int, tenant: str, charge: int, delay_us: int, dedup_key: str, watcher: str, body: str) -> Op:
-    """Take in a job: `Put`, or FULL. One that is known answers its id again.
+    """Take in a job: DONE, also when it is known already; `Duplicate`, or FULL.
 
     Args:
         charge: What fairness charges its tenant on delivery: thousandths of cost / weight.
@@ -459,16 +458,15 @@ _VERBS = {b"wake": "wake", b"end": "end", b"cancel": "cancel"}
 
 _COUNTERS = ("enqueued", "succeeded", "failed", "retried", "handed_back", "redelivered", "dead", "stale")
 
-_PUT, _TOOK, _RECORD, _PAGE, _COUNT, _HERE = 6, 7, 8, 9, 10, 12
+_DUPLICATE, _TOOK, _RECORD, _PAGE, _COUNT, _HERE = 6, 7, 8, 9, 10, 12
 
 
 def _answer(answer: Any) -> Answer:
     if answer.__class__ is int:
         return _SAID[answer]
     kind = answer[0]
-    if kind == _PUT:
-        _, id, fresh = answer
-        return Put(id.decode(), fresh == 1)
+    if kind == _DUPLICATE:
+        return Duplicate(answer[1].decode())
     if kind == _TOOK:
         return Took(_taken(answer))
     if kind == _RECORD:

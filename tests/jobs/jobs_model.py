@@ -22,10 +22,10 @@ from admission.jobs.script import (
     Bounds,
     ClassCount,
     Count,
+    Duplicate,
     Message,
     Op,
     Page,
-    Put,
     Record,
     Reply,
     Said,
@@ -228,9 +228,9 @@ class Model:
     ) -> Answer:
         other = self.holder_of(key)
         if id in self.jobs:
-            return Put(id, True)
+            return Said.DONE
         if other:
-            return Put(other.id, False)
+            return Duplicate(other.id)
         if self.full():
             return Said.FULL
         self.number += 1
@@ -239,7 +239,7 @@ class Model:
         job = Job(id, rank, tenant, charge, self.number, self.now, key, watchers, body, state=JobState.CANCELLED)
         self.jobs[id] = job
         self.line_up_later(job, delay)
-        return Put(id, True)
+        return Said.DONE
 
     def do_take(self, rank: int, count: int, tenants: str, steal: str) -> Answer:
         if not self.alive(self.me):
@@ -464,7 +464,7 @@ class Shop:
         self.made += 1
         id = f"{self.made:024x}"
         words: dict[str, Any] = {"delay_us": 0, "dedup_key": "", "watcher": "", "body": f'{{"n": {self.made}}}'} | more
-        assert self.call(CY, script.put(id, rank, tenant, charge, **words)).answers == [Put(id, True)]
+        assert self.call(CY, script.put(id, rank, tenant, charge, **words)).answers == [Said.DONE]
         return id
 
     def take(self, process: str, count: int = 1, rank: int = 3, **whose: Any) -> Sequence[Taken]:

@@ -25,7 +25,7 @@ MUTATIONS = (
     Mutation("a stale delivery reports", " and tonumber(j.delivery) == tonumber(delivery) then", " then"),
     Mutation("another process reports", " and j.by == me and", " and"),
     Mutation("virtual time stands still", "      c.virtual = max(c.virtual, f.pass)\n", ""),
-    Mutation("newcomers begin at nought", "f.pass = max(f.pass, c.virtual)", "f.pass = f.pass"),
+    Mutation("newcomers begin at nought", "f.pass = max(f.pass, f.class.virtual)", "f.pass = f.pass"),
     Mutation("nobody is charged", "f.pass = f.pass + tonumber(charge)", ""),
     Mutation("handing back costs", "f.pass = max(0, f.pass - tonumber(j.charge))", ""),
     Mutation(
