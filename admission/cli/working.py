@@ -84,12 +84,10 @@ def work(assignment: Assignment) -> None:
 
 def _serve_metrics(settings: Settings, worker: Worker, tries: int) -> None:
     """Those of the pool, of the jobs, and of this process."""
-    from prometheus_client import REGISTRY
-
     from admission.observability.jobs import JobsCollector
 
-    REGISTRY.register(JobsCollector(worker.jobs, workers=[worker], namespace=settings.metrics_namespace))
-    serve_metrics(settings, worker.controller, tries=tries)
+    of_jobs = JobsCollector(worker.jobs, workers=[worker], namespace=settings.metrics_namespace)
+    serve_metrics(settings, worker.controller, also=[of_jobs], tries=tries)
 
 
 def _heed_signals(stop: asyncio.Event) -> None:
