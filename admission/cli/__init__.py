@@ -1,4 +1,4 @@
-"""The command `admission`: serve any ASGI app behind a queue, check a settings file, see the demo.
+"""The command `admission`: serve any ASGI app behind a queue, run jobs and look at them, check settings, see the demo.
 
 Needs the extra `cli`.
 """
