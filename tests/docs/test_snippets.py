@@ -8,9 +8,11 @@ import inspect
 import os
 import re
 import shlex
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import click
 import pytest
@@ -53,8 +55,9 @@ def test_every_python_snippet_runs(fence: Fence, monkeypatch: pytest.MonkeyPatch
     tree = ast.parse("\n" * (fence.line - 1) + fence.code)
     # dont_inherit: this module's own imports from __future__ are not the snippet's.
     code = compile(tree, str(fence.path), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
-    namespace = {"__name__": "snippet"}
-    outcome = eval(code, namespace)
+    module = ModuleType("snippet")
+    monkeypatch.setitem(sys.modules, "snippet", module)  # taskiq looks for the module of a task.
+    outcome = eval(code, vars(module))
     if inspect.iscoroutine(outcome):
         asyncio.run(outcome)
 

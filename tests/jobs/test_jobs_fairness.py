@@ -294,5 +294,6 @@ async def test_small_tenants_finish_as_if_alone_over_three_processes(
     await queue.aclose()
     order = [job.tenant for job in sorted(done, key=lambda job: job.started_at or 0)]
     print(f"\n  jobs of each process: {shares}")
-    assert sum(shares) == len(order)
+    assert min(shares) > 0
+    assert sum(shares) >= len(order)  # More, if a slow machine has cost one its lease: then jobs run again.
     as_due({name: len(order) - order[::-1].index(name) for name in BACKLOG}, BACKLOG, ("mouse", "flea"))
