@@ -16,8 +16,8 @@ from typing import Protocol, TypedDict
 
 from tests.benchmarks.measure import event_loops, run
 
-PATIENCE = 120.0
-"""Seconds after which one turn is given up."""
+PATIENCE = 30.0
+"""Seconds after which a turn is ended: then what was done until then counts. Some peers leave jobs lying for longer."""
 
 OURS = "admission"
 KEPT = "admission, results kept"
@@ -131,7 +131,9 @@ async def _work(queue: Queue, count: int) -> Spent:
         async with asyncio.timeout(PATIENCE):
             await queue.work(tally)
     except TimeoutError:
-        raise RuntimeError(f"{tally.done:,} of {count:,} jobs were done in {PATIENCE:g} s") from None
+        if not tally.done:
+            raise RuntimeError(f"none of {count:,} jobs was done in {PATIENCE:g} s") from None
+        return _spent(tally.began, now(), tally.done)
     return _spent(tally.began, tally.ended, count)
 
 
