@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import signal
-import stat
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,8 +48,12 @@ class Assignment:
         return cls(name=said["name"], plan=WorkerPlan(**said["plan"]), ports=said["ports"])
 
 
-def work(assignment: Assignment) -> None:
-    """Run a worker in this process until SIGTERM or SIGINT; a second one ends the process where it stands."""
+def work(assignment: Assignment, *, looked_after: bool = False) -> None:
+    """Run a worker in this process until SIGTERM or SIGINT; a second one ends the process where it stands.
+
+    Args:
+        looked_after: Standard input is a pipe of the process that started this one; its end ends this one, too.
+    """
     plan = assignment.plan
     configure_logging(plan.log_format)
     jobs = find_queue(plan.jobs)
@@ -67,7 +70,8 @@ def work(assignment: Assignment) -> None:
     async def run() -> None:
         stop = asyncio.Event()
         _heed_signals(stop)
-        _heed_parent(stop)
+        if looked_after:
+            _heed_parent(stop)
         async with jobs:
             if plan.metrics_port is not None:
                 _serve_metrics(Settings(metrics_port=plan.metrics_port), worker, tries=assignment.ports)
@@ -109,8 +113,6 @@ def _heed_signals(stop: asyncio.Event) -> None:
 
 def _heed_parent(stop: asyncio.Event) -> None:
     """Stop when the pipe that is this process's input ends."""
-    if not stat.S_ISFIFO(os.fstat(0).st_mode):
-        return
     loop = asyncio.get_running_loop()
 
     def heard() -> None:
@@ -131,4 +133,4 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 if __name__ == "__main__":
-    work(Assignment.from_json(sys.argv[1]))
+    work(Assignment.from_json(sys.argv[1]), looked_after=True)

@@ -119,9 +119,12 @@ class Shop:
             [sys.executable, "-c", "from admission.cli import main; main()", "worker", *words],
             cwd=self.folder,
             env={**os.environ, **self.environment, "PYTHONPATH": str(Path(admission.__file__).parents[1])},
+            stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+        assert process.stdin is not None
+        process.stdin.close()  # As in a container or a cron job: an end of input means nothing.
         server = Server(process)
         try:
             yield server
