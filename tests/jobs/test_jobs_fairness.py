@@ -268,8 +268,8 @@ async def test_small_tenants_finish_as_if_alone_over_three_processes(
     await queue.pause()
     jobs: dict[str, list[Job]] = {}
     for tenant, count in BACKLOG.items():
-        new = [queue.tasks["wait"].with_options(tenant=tenant).job(tenant) for _ in range(count)]
-        jobs[tenant] = await queue.enqueue_many(new)
+        new = queue.tasks["wait"].with_options(tenant=tenant).job(tenant)
+        jobs[tenant] = await queue.enqueue_many([new] * count)
     with ExitStack() as stack:
         processes = [
             stack.enter_context(
