@@ -15,7 +15,7 @@ from taskiq.exceptions import SendTaskError
 from taskiq.message import TaskiqMessage
 from taskiq.receiver import Receiver
 
-from admission import PermanentError, Priority, Retry, current_ticket
+from admission import AdmissionController, PermanentError, Priority, Retry, current_ticket
 from admission.errors import NotRunning, PayloadTooLarge, QueueFull
 from admission.jobs import BuryKind, JobQueue, JobState, script
 from admission.jobs.taskiq import AdmissionBroker
@@ -496,3 +496,42 @@ def test_a_broker_needs_no_more_than_an_address() -> None:
     broker = AdmissionBroker("redis://127.0.0.1:1/0")
     assert isinstance(broker.jobs, JobQueue)
     assert broker.jobs.pool == "default"
+
+
+async def test_a_broker_may_share_the_controller_of_a_web_app(shop: Shop) -> None:
+    """One process, one lease; the controller is not closed with the broker."""
+    online = await shop.controller(1)
+    broker = AdmissionBroker(shop.queue, controller=online)
+    gate = Gate()
+
+    @broker.task
+    async def wait() -> None:
+        await gate.pass_through()
+
+    await wait.kiq()
+    async with TaskiqWorker(broker):
+        await until(lambda: gate.reached)
+        assert online.in_flight == 1
+        gate.open()
+        await settled(shop)
+    async with online.admit():
+        assert online.in_flight == 1
+    with pytest.raises(ValueError, match="pool in this process alone"):
+        AdmissionBroker(shop.queue, controller=AdmissionController())
+
+
+async def test_a_broker_takes_for_its_tenants_and_steals_from_others(shop: Shop) -> None:
+    """As a worker does."""
+    broker = AdmissionBroker(shop.queue, tenants=["acme"], steal=["friend"])
+    ran: list[str] = []
+
+    @broker.task
+    async def note(tenant: str) -> None:
+        ran.append(tenant)
+
+    for tenant in ("friend", "other", "acme", "friend", "acme"):
+        await note.kicker().with_labels(tenant=tenant).kiq(tenant)
+    async with TaskiqWorker(broker):
+        await until(lambda: len(ran) == 4)
+    assert ran == ["acme", "acme", "friend", "friend"]
+    assert [job.tenant for job in await shop.queue.ls()] == ["other"]
