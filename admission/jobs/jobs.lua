@@ -42,10 +42,8 @@ local call = redis.call
 local core = {}
 local pool = {
   time = nil, -- now, as it is written
-  jobs = {}, -- by id; false: there is no such job; a text: it was put in this call, and nobody has looked at it
-  put_ready = {}, -- what such jobs are, where each is kept
-  put_records = {},
-  put_bodies = {},
+  jobs = {}, -- by id: as it is kept, or taken apart once somebody has to look at it; false: there is no such job
+  plain = nil, -- what is to be written of those that were not taken apart
   changed = {}, -- those of them to be written
   classes = {}, -- by rank
   flows = {}, -- tenants by class:tenant
@@ -165,7 +163,6 @@ end
 -- died since. `first` is when the first attempt was delivered, `started` the latest. `at` is when a delayed one is due,
 -- and when another ended. What is said from `rank` on does not change. Most jobs come and go without anyone looking at
 -- their history, so it is taken apart only when it is asked for.
-local UNTOUCHED = '0,0,0,-,-,-,-'
 
 function core.unfold(j)
   if j.history then
@@ -255,9 +252,14 @@ function core.load(ids)
   end
   for i, record in ipairs(core.read(JOB, missing)) do
     if record then
-      pool.jobs[missing[i]] = core.decode(missing[i], record)
+      pool.jobs[missing[i]] = record
     end
   end
+end
+
+function core.account_of(record)
+  local rank, length, text = match(record, '^%l+ %d+ %S+ %S+ %S+ (%d) %d+ %d+ %d+ (%d+) (.*)$')
+  return rank .. ':' .. sub(text, length + 1)
 end
 
 function core.job(id)
@@ -266,7 +268,7 @@ function core.job(id)
   end
   local j = pool.jobs[id]
   if type(j) == 'string' then
-    core.flush_puts()
+    core.flush_plain()
     j = core.decode(id, j)
     pool.jobs[id] = j
   end
@@ -353,8 +355,7 @@ end
 
 -- When nothing of a class is queued or runs, all passes start over from 0, so they never outgrow what a double holds
 -- exactly.
-function core.rest(j)
-  local c = core.class(j.rank)
+function core.rest(c)
   if c.queued + c.running > 0 then
     return
   end
@@ -382,7 +383,7 @@ function core.finish(j)
     end
     j.watchers = '-'
   end
-  core.rest(j)
+  core.rest(core.class(j.rank))
 end
 
 function core.set_dedup(key, id)
@@ -415,19 +416,61 @@ end
 
 -- ------------------------------------------------------------------ writing
 
--- Jobs that were put and are queued now are written as they came, which is most of what a busy queue does.
-function core.flush_puts()
-  local ready, records, bodies = pool.put_ready, pool.put_records, pool.put_bodies
-  if #records > 0 then
-    pool.put_ready, pool.put_records, pool.put_bodies = {}, {}, {}
-    core.write('ZADD', READY, ready)
-    core.write('HSET', JOB, records)
-    core.write('HSET', BODY, bodies)
+-- A job as it is kept; nothing when it was taken apart, or there is none.
+function core.record(id)
+  if pool.jobs[id] == nil then
+    core.load({ id })
+  end
+  local j = pool.jobs[id]
+  return type(j) == 'string' and j
+end
+
+-- Most jobs are put, taken and done, and never looked at: those three steps are done on what is kept, as it is kept.
+function core.plainly(id, record, key, member, was_key, was)
+  local plain = pool.plain
+  if not plain then
+    plain = { records = {}, bodies = {}, res = {}, off = {}, on = {} }
+    pool.plain = plain
+  end
+  local records, on = plain.records, plain.on[key]
+  local n = #records
+  records[n + 1], records[n + 2] = id, record
+  pool.jobs[id] = record
+  if not on then
+    on = {}
+    plain.on[key] = on
+  end
+  n = #on
+  on[n + 1], on[n + 2] = '0', member
+  if was_key then
+    local off = plain.off[was_key]
+    if not off then
+      off = {}
+      plain.off[was_key] = off
+    end
+    off[#off + 1] = was
+  end
+  return plain
+end
+
+function core.flush_plain()
+  local plain = pool.plain
+  if plain then
+    pool.plain = nil
+    for key, members in pairs(plain.off) do
+      core.write('ZREM', key, members)
+    end
+    for key, members in pairs(plain.on) do
+      core.write('ZADD', key, members)
+    end
+    core.write('HSET', JOB, plain.records)
+    core.write('HSET', BODY, plain.bodies)
+    core.write('HSET', RES, plain.res)
   end
 end
 
 function core.flush_jobs()
-  core.flush_puts()
+  core.flush_plain()
   local changed = pool.changed
   if #changed == 0 then
     return
@@ -759,12 +802,8 @@ function core.put(id, rank, tenant, charge, delay, key, watcher, body)
   core.wake_tenant(f)
   c.queued, f.queued = c.queued + 1, f.queued + 1
   pool.fresh[rank] = (pool.fresh[rank] or 0) + 1
-  pool.jobs[id] = record
-  local ready, records, bodies = pool.put_ready, pool.put_records, pool.put_bodies
-  local n = #records
-  ready[n + 1], ready[n + 2] = '0', f.prefix .. number .. ':' .. id .. ':' .. charge
-  records[n + 1], records[n + 2] = id, record
-  bodies[n + 1], bodies[n + 2] = id, body
+  local bodies = core.plainly(id, record, READY, f.prefix .. number .. ':' .. id .. ':' .. charge).bodies
+  bodies[#bodies + 1], bodies[#bodies + 2] = id, body
   return DONE
 end
 
@@ -812,7 +851,7 @@ function core.names(text)
 end
 
 -- Pick jobs in fair order, of some tenants or of all.
-function core.pick(c, tenants, most, picked, members)
+function core.pick(c, tenants, most, picked, members, takers)
   if tenants == '*' then
     core.flush_flows()
     local names = {}
@@ -849,7 +888,7 @@ function core.pick(c, tenants, most, picked, members)
       f.next, f.after = f.next + 1, '(' .. member
       local id, charge = match(member, '^(%x+):(%d+)$', #f.prefix + 17)
       picked[#picked + 1] = id
-      members[#picked] = member
+      members[#picked], takers[#picked] = member, f
       f.queued = f.queued - 1
       c.virtual = max(c.virtual, f.pass)
       f.pass = f.pass + tonumber(charge)
@@ -876,11 +915,11 @@ function core.take(rank, most, tenants, steal)
     return answer
   end
   core.flush_jobs()
-  local picked, members = {}, {}
+  local picked, members, takers = {}, {}, {}
   most = min(tonumber(most), 256)
-  core.pick(c, tenants, most, picked, members)
+  core.pick(c, tenants, most, picked, members, takers)
   if #picked < most and tenants ~= '*' and steal ~= '=' then
-    core.pick(c, steal, most, picked, members)
+    core.pick(c, steal, most, picked, members, takers)
   end
   if #picked == 0 then
     return answer
@@ -888,28 +927,35 @@ function core.take(rank, most, tenants, steal)
   core.load(picked)
   local bodies = core.read(BODY, picked)
   local p = core.process(me)
-  local untouched = '0,0,0,' .. pool.time .. ',' .. pool.time .. ',-,-'
+  local times = pool.time .. ',' .. pool.time
+  local begun, n = 'running 1 ' .. me .. ' 0,0,0,' .. times .. ',-,- ', 2
   for i = 1, #picked do
-    local j = core.job(picked[i])
+    local id = picked[i]
+    local record, rest, enqueued = core.record(id), nil, nil
+    if record then
+      rest, enqueued = match(record, '^queued 0 %- 0,0,0,%-,%-,%-,%- (%S+ %d %d+ %d+ (%d+) .*)$')
+    end
+    local j = not rest and core.job(id)
     c.queued = c.queued - 1
-    if j then
+    if rest then
+      local f = takers[i]
+      c.running, f.running, p.running = c.running + 1, f.running + 1, p.running + 1
+      core.plainly(id, begun .. rest, TAKEN, me .. ':' .. id, READY, members[i])
+      answer[n + 1], answer[n + 2] = id, '1 1 0 ' .. enqueued .. ' ' .. pool.time
+      answer[n + 3], answer[n + 4] = f.tenant, bodies[i] or ''
+      n = n + 4
+    elseif j then
       local f = core.account(j)
       j.moved, j.was_key, j.was = true, READY, members[i]
       c.running, f.running, p.running = c.running + 1, f.running + 1, p.running + 1
       j.state, j.by, j.delivery = 'running', me, j.delivery + 1
-      local said
-      if j.history == UNTOUCHED then
-        j.history, said = untouched, ' 1 0 ' .. j.enqueued .. ' ' .. pool.time
-      else
-        core.unfold(j)
-        j.started, j.first = pool.time, j.first == '-' and pool.time or j.first
-        said = ' ' .. j.failures + 1 .. ' ' .. j.backs .. ' ' .. j.enqueued .. ' ' .. j.first
-      end
+      core.unfold(j)
+      j.started, j.first = pool.time, j.first == '-' and pool.time or j.first
       core.change(j)
-      answer[#answer + 1] = j.id
-      answer[#answer + 1] = j.delivery .. said
-      answer[#answer + 1] = j.tenant
-      answer[#answer + 1] = bodies[i] or ''
+      answer[n + 1] = id
+      answer[n + 2] = j.delivery .. ' ' .. j.failures + 1 .. ' ' .. j.backs .. ' ' .. j.enqueued .. ' ' .. j.first
+      answer[n + 3], answer[n + 4] = j.tenant, bodies[i] or ''
+      n = n + 4
     end
   end
   return answer
@@ -924,13 +970,39 @@ function core.mine(id, delivery)
   pool.stale = pool.stale + 1
 end
 
+-- The usual case: the first delivery of a job that was never handed back, has no key, and for which nobody waits.
+function core.done_plainly(id, delivery, result, ttl)
+  local record = core.record(id)
+  if not record or ttl <= 0 then
+    return false
+  end
+  local number, by, first, started, fixed, rank, tenant =
+    match(record, '^running (%d+) (%x+) 0,0,0,(%d+),(%d+),%-,%- %- ()(%d) %d+ %d+ %d+ 0 (.*)$')
+  if by ~= me or number ~= delivery then
+    return false
+  end
+  local c, p, expires = core.class(tonumber(rank)), core.process(me), format('%016d', now + ttl)
+  local f = core.flow(c, tenant)
+  c.running, f.running, p.running = c.running - 1, f.running - 1, p.running - 1
+  local kept = 'done ' .. number .. ' - 1,0,0,' .. first .. ',' .. started .. ',' .. pool.time .. ',' .. expires .. ' - '
+    .. sub(record, fixed)
+  local res = core.plainly(id, kept, KEPT, expires .. ':' .. id, TAKEN, me .. ':' .. id).res
+  res[#res + 1], res[#res + 2] = id, result
+  core.rest(c)
+  return true
+end
+
 function core.done(id, delivery, result, ttl)
+  ttl = tonumber(ttl)
+  if core.done_plainly(id, delivery, result, ttl) then
+    pool.succeeded = pool.succeeded + 1
+    return DONE
+  end
   local j = core.mine(id, delivery)
   if not j then
     return STALE
   end
   pool.succeeded = pool.succeeded + 1
-  ttl = tonumber(ttl)
   if ttl > 0 then
     core.move(j, 'done')
     j.failures, j.at, j.expires, j.by, j.res = j.failures + 1, pool.time, format('%016d', now + ttl), '-', result
@@ -949,7 +1021,7 @@ function core.retry(id, delivery, delay, error)
   pool.failed, pool.retried = pool.failed + 1, pool.retried + 1
   j.failures, j.res = j.failures + 1, error
   core.line_up_later(j, tonumber(delay))
-  core.rest(j)
+  core.rest(core.class(j.rank))
   return DONE
 end
 
@@ -971,7 +1043,7 @@ function core.back(id, delivery, delay, counted)
   j.backs = j.backs + tonumber(counted)
   core.refund(j)
   core.line_up_later(j, tonumber(delay))
-  core.rest(j)
+  core.rest(core.class(j.rank))
   return DONE
 end
 
@@ -1415,9 +1487,9 @@ end
 core.expire(100 + 2 * #ids)
 core.load(ids)
 for _, id in ipairs(ids) do
-  local j = pool.jobs[id]
-  if j then
-    note(j.rank .. ':' .. j.tenant)
+  local record = core.record(id)
+  if record then
+    note(core.account_of(record))
   end
 end
 for i, raw in ipairs(core.read(TAG, accounts)) do

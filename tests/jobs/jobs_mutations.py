@@ -47,7 +47,7 @@ MUTATIONS = (
     Mutation("everybody wakes", "pool.fresh[c.rank] = left - 1", ""),
     Mutation("nobody wakes", "core.tell(process.name, 'wake ' .. rank)", ""),
     Mutation("watchers are not told", "      core.tell(process, 'end ' .. j.id)\n", ""),
-    Mutation("nobody steals", "    core.pick(c, steal, most, picked, members)\n", ""),
+    Mutation("nobody steals", "    core.pick(c, steal, most, picked, members, takers)\n", ""),
     Mutation("passes are never forgotten", "    f.pass, f.debt = 0, nil\n", ""),
     Mutation("debts are left behind", "core.write('ZREM', DEBT, off_debt)", ""),
     Mutation("delayed too long", "format('%016d', now + delay)", "format('%016d', now + 2 * delay)"),

@@ -211,13 +211,14 @@ def test_job_handed_back_costs_its_tenant_nothing(shop: Shop) -> None:
 # ---------------------------------------------------------------------- reports
 
 
-@pytest.mark.parametrize("verb", ["done", "retry", "back", "bury"])
+@pytest.mark.parametrize("verb", ["done", "done and kept", "retry", "back", "bury"])
 def test_report_of_a_stale_delivery_is_refused_and_counted(shop: Shop, verb: str) -> None:
     """Another delivery, another process, or a job that is over: nothing changes."""
     id = shop.put()
     shop.take(ANN)
     reports: dict[str, Callable[[int], Op]] = {
         "done": lambda delivery: script.done(id, delivery, "1", 0),
+        "done and kept": lambda delivery: script.done(id, delivery, "1", 1000),
         "retry": lambda delivery: script.retry(id, delivery, 0, "{}"),
         "back": lambda delivery: script.back(id, delivery, 0, counted=True),
         "bury": lambda delivery: script.bury(id, delivery, BuryKind.FAILED, "{}"),
