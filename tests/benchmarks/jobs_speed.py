@@ -55,7 +55,7 @@ def measure_jobs(report: Report) -> None:
         with _processes(report) as found:
             contenders: dict[str, Callable[[], Turn]] = {}
             for name, (who, process) in found.items():
-                count = plan.scaled(4_000, 200) if who in PEERS else plan.scaled(50_000, 2_000)
+                count = plan.scaled(2_000, 200) if who in PEERS else plan.scaled(50_000, 2_000)
                 contenders[name] = partial(_turn, server, process, who, count)
             turns = interleaved(contenders, plan.rounds)
     _tell(
