@@ -15,6 +15,7 @@ import logging
 import random
 import secrets
 from base64 import b64decode, b64encode
+from collections import deque
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -146,7 +147,7 @@ class AdmissionBroker(AsyncBroker):
     # ------------------------------------------------------------------ to run
 
     async def listen(self) -> AsyncGenerator[bytes | AckableMessage, None]:
-        """Deliver messages, each with its permit, one whenever the receiver asks for one.
+        """Deliver messages, each with its permit; no more are taken than the receiver has places for.
 
         Raises:
             NotRunning: Somebody listens already.
@@ -199,7 +200,9 @@ class _Deliveries:
         )
         self._here: dict[str, _Delivery] = {}
         """By the name that the label gives them; from arrival until their place is free."""
-        self._next: asyncio.Future[_Delivery] | None = None
+        self._arrived: deque[_Delivery] = deque()
+        """Not given out yet."""
+        self._news: asyncio.Future[None] | None = None
         """Set while the receiver waits for a message."""
         self._clock = 0.0
         """What the server's clock is ahead of the loop's, in seconds."""
@@ -218,11 +221,14 @@ class _Deliveries:
     def open(self) -> None:
         if self._intake.is_open:
             raise NotRunning(f"somebody listens to the broker of pool {self.store.pool!r} already")
+        self._intake.places = 0  # A receiver asks for its first job.
         self._intake.open()
 
     def close(self) -> None:
-        """Take no more. What was given out may still be acknowledged."""
+        """Take no more, and hand back what was not given out. What was may still be acknowledged."""
         self._intake.close()
+        while self._arrived:
+            self._arrived.popleft().hand_back()
 
     @property
     def is_open(self) -> bool:
@@ -262,26 +268,18 @@ class _Deliveries:
 
     async def next(self) -> AckableMessage:
         """The next message, once there is a permit for it."""
-        self._next = self.loop.create_future()
-        self._intake.places += 1
-        self._intake.look_soon()
-        try:
-            return (await self._next).message()
-        except asyncio.CancelledError:
-            if self._next.done() and not self._next.cancelled():  # It came in the same instant.
-                self._next.result().hand_back()
-            else:
-                self._intake.places -= 1
-            raise
-        finally:
-            self._next = None
+        out = len(self._here) - len(self._arrived)
+        if self._intake.places <= out:
+            # It asks with so many in hand, so it has a place more. What it has shown to have, nothing waits for.
+            self._intake.places = out + 1
+            self._intake.look_soon()
+        while not self._arrived:
+            self._news = self.loop.create_future()
+            await self._news
+        return self._arrived.popleft().message()
 
     def arrived(self, taken: Taken, entry: Entry, line: ClassTender) -> None:
         """See `Arrivals`. What cannot be run goes to the dead letters before taskiq sees it."""
-        waiting = self._next
-        if waiting is None or waiting.done():  # Not asked for any more.
-            self._refuse(script.back(taken.id, taken.delivery, 0, counted=False), entry, line)
-            return
         try:
             message = self._read(taken.body)
         except _Refused as refused:
@@ -291,7 +289,9 @@ class _Deliveries:
             return
         delivery = _Delivery(self, taken, entry, line, message)
         self._here[delivery.name] = delivery
-        waiting.set_result(delivery)
+        self._arrived.append(delivery)
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
 
     def _refuse(self, report: script.Op, entry: Entry, line: ClassTender) -> None:
         self.report(report)
@@ -333,7 +333,6 @@ class _Deliveries:
     def freed(self, delivery: _Delivery) -> None:
         """A place is free; its permit went back to the tender."""
         del self._here[delivery.name]
-        self._intake.places -= 1
         self._intake.ended()
 
 
