@@ -37,7 +37,7 @@ from admission.jobs.store import PATIENCE, JobStore
 from admission.jobs.task import LONGEST_DELAY, MOST_COST, NO_RETRY, check_name, too_large
 from admission.jobs.tender import ClassTender
 from admission.jobs.types import BuryKind
-from admission.jobs.worker import EVERYBODY, check_pool, sharers, tenant_names
+from admission.jobs.worker import EVERYBODY, MOST_WORKERS, check_pool, sharers, tenant_names
 from admission.line import Entry
 from admission.permit import hold, outcome_of
 from admission.policy.fairness import Flow
@@ -79,6 +79,8 @@ class AdmissionBroker(AsyncBroker):
         controller: The pool whose slots the jobs run in, such as that of a web app in the same process. None: one of
             its own, which joins the queue's pool.
         max_concurrency: Slots of the pool, if this process is the first to name it.
+        places: Jobs to take before the receiver has shown to run so many at once, 1 to 10,000; short jobs run faster if
+            this is the `--max-async-tasks` of its workers. More would wait with a slot in hand.
 
     Raises:
         ValueError: An option is outside its range, or the controller is not of the queue's pool.
@@ -93,11 +95,14 @@ class AdmissionBroker(AsyncBroker):
         steal: Sequence[str] | str = (),
         controller: AdmissionController | None = None,
         max_concurrency: int = 100,
+        places: int = 1,
     ) -> None:
         super().__init__()
+        within("places", places, 1, MOST_WORKERS)
         within("max_concurrency", max_concurrency, 1)
         self.jobs = jobs if isinstance(jobs, JobQueue) else JobQueue(jobs)
         self.retry = NO_RETRY if retry is None else retry
+        self.places = places
         self.tenants = tenant_names("tenants", tenants)
         self.steal = None if steal == EVERYBODY else tenant_names("steal", steal) or ()
         if controller is not None:
@@ -221,7 +226,7 @@ class _Deliveries:
     def open(self) -> None:
         if self._intake.is_open:
             raise NotRunning(f"somebody listens to the broker of pool {self.store.pool!r} already")
-        self._intake.places = 0  # A receiver asks for its first job.
+        self._intake.places = self.broker.places
         self._intake.open()
 
     def close(self) -> None:

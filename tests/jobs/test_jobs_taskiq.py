@@ -140,6 +140,30 @@ async def test_online_requests_of_a_higher_class_go_first(shop: Shop, broker: Ad
     assert ran.is_set()
 
 
+async def test_places_that_are_known_are_filled_at_once(shop: Shop) -> None:
+    """What the receiver has no time to give out stays with nobody: it is handed back when it stops."""
+    broker = AdmissionBroker(shop.queue, places=3)
+    gate = Gate()
+
+    @broker.task
+    async def wait(number: int) -> None:
+        await gate.pass_through(number)
+
+    for number in range(5):
+        await wait.kiq(number)
+    async with TaskiqWorker(broker, max_async_tasks=3):
+        await until(lambda: gate.reached == [0, 1, 2])
+        assert (await shop.queue.stats()).queued == 2
+        gate.open()
+        await settled(shop)
+    for number in range(5):
+        await wait.kiq(number)
+    async with TaskiqWorker(broker, max_async_tasks=1):
+        await until(lambda: len(gate.reached) >= 6)
+    stats = await shop.queue.stats()
+    assert (stats.running, stats.queued + stats.succeeded_total) == (0, 10)
+
+
 # ---------------------------------------------------------------------- labels
 
 
