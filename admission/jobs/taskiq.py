@@ -28,16 +28,16 @@ from taskiq.exceptions import NoResultError, TaskRejectedError
 from admission.backends.redis.site import RedisPool
 from admission.controller import AdmissionController
 from admission.errors import NotRunning, PermanentError
-from admission.jobs import script
+from admission.jobs import script, takers
 from admission.jobs.failure import describe, failure_of
 from admission.jobs.intake import Intake
 from admission.jobs.queue import JobQueue
 from admission.jobs.script import ID_DIGITS, Answer, Message, Reply, Said, Taken
-from admission.jobs.store import PATIENCE, JobStore
+from admission.jobs.store import JobStore
 from admission.jobs.task import LONGEST_DELAY, MOST_COST, NO_RETRY, check_name, too_large
 from admission.jobs.tender import ClassTender
 from admission.jobs.types import BuryKind
-from admission.jobs.worker import EVERYBODY, MOST_WORKERS, check_pool, sharers, tenant_names
+from admission.jobs.worker import EVERYBODY, MOST_WORKERS, check_pool, tenant_names
 from admission.line import Entry
 from admission.permit import hold, outcome_of
 from admission.policy.fairness import Flow
@@ -201,7 +201,7 @@ class _Deliveries:
             places=0,
             tenants=broker.tenants,
             steal=broker.steal,
-            alone=lambda: sharers[self.store.process] == 1,
+            alone=lambda: takers.is_alone(self.store.process),
         )
         self._here: dict[str, _Delivery] = {}
         """By the name that the label gives them; from arrival until their place is free."""
@@ -221,7 +221,7 @@ class _Deliveries:
         # The first word of this process to the pool gives it its lease, without which it is given no job.
         await self.broker.controller.refresh()
         self.store.listen()
-        sharers[self.store.process] += 1
+        takers.come(self.store.process)
 
     def open(self) -> None:
         if self._intake.is_open:
@@ -244,14 +244,7 @@ class _Deliveries:
         self.close()
         for delivery in list(self._here.values()):
             delivery.hand_back()
-        sharers[self.store.process] -= 1
-        if not sharers[self.store.process]:  # Else a worker of this process goes on.
-            del sharers[self.store.process]
-            self.store.send(script.leave())
-        try:
-            async with asyncio.timeout(PATIENCE * self.broker.jobs.site.timeout):
-                await self.store.drain()
-        except TimeoutError:
+        if not await takers.leave(self.store):
             logger.warning("pool %r: the last reports were not answered; the end of the lease tells", self.store.pool)
         await self.store.close()
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -21,14 +20,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from admission.controller import AdmissionController
 from admission.errors import NotRunning
-from admission.jobs import script
+from admission.jobs import takers
 from admission.jobs.hands import Hands
 from admission.jobs.hooks import Hooks
 from admission.jobs.intake import Intake
 from admission.jobs.run import Runs
 from admission.jobs.script import Message, Reply, Tenants
 from admission.jobs.status import Tally, WorkerStatus
-from admission.jobs.store import PATIENCE, JobStore
+from admission.jobs.store import JobStore
 from admission.runners import Threads
 from admission.types import within
 
@@ -48,9 +47,6 @@ MOST_THREADS = 1_000
 EVERYBODY = "*"
 
 NO_HOOKS = Hooks()
-
-sharers: Counter[str] = Counter()
-"""Workers by the pool's name of their process: only the last one may say goodbye for it."""
 
 
 class Stop(Protocol):
@@ -178,11 +174,11 @@ class Worker:
             places=self._workers,
             tenants=self._tenants,
             steal=self._steal,
-            alone=lambda: sharers[process] == 1,
+            alone=lambda: takers.is_alone(process),
         )
         runs.intake = intake
         self._store, self._intake, self._runs = store, intake, runs
-        sharers[process] += 1
+        takers.come(process)
         store.on_reply = self._replied
         store.on_told = self._told
         store.on_subscribed = intake.messages_lost
@@ -232,14 +228,7 @@ class Worker:
 
     async def _leave(self, store: JobStore) -> None:
         """Say the last reports and goodbye, if the server can be reached."""
-        sharers[store.process] -= 1
-        if not sharers[store.process]:
-            del sharers[store.process]
-            store.send(script.leave())
-        try:
-            async with asyncio.timeout(PATIENCE * self.jobs.site.timeout):
-                await store.drain()
-        except TimeoutError:
+        if not await takers.leave(store):
             logger.warning("worker %r: its last reports were not answered; the end of its lease tells", self.name)
         try:
             await store.close()
