@@ -256,6 +256,7 @@ async def settled(queue: JobQueue) -> None:
         await asyncio.sleep(0.002)
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # One of the processes it starts runs on uvloop.
 async def test_small_tenants_finish_as_if_alone_over_three_processes(
     redis_url: str, namespace: str, pool_keys: PoolKeys
 ) -> None:

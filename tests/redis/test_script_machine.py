@@ -50,7 +50,7 @@ def test_pool_stays_sound_whatever_happens_to_its_processes(
     client: redis.Redis, any_redis_url: str, namespace: str
 ) -> None:
     """Deaths, hangs, lost messages, late and repeated calls, stale and empty replicas."""
-    drive(client, namespace, examples=settings.default.max_examples // 25, shrink=True)
+    drive(client, namespace, examples=settings.default.max_examples // 50, shrink=True)
 
 
 @pytest.mark.slow
