@@ -2,8 +2,8 @@
 
 mypyc turns the modules that pyproject.toml names into extension modules. They lie in the wheel beside their sources,
 which stay for people and tracebacks; Python prefers the extension. Nothing is written into the checkout, so that no
-extension of yesterday can hide the source of today, and an editable install is always pure. With `ADMISSION_OPT_LEVEL=0`
-it is built in half the time, to be tested and not to be fast.
+extension of yesterday can hide the source of today, and an editable install is always pure. With
+`ADMISSION_OPT_LEVEL=0` it is built in half the time, to be tested and not to be fast.
 """
 
 from __future__ import annotations
