@@ -245,10 +245,6 @@ class JobQueue:
         self._tasks[called] = task
         return task
 
-    def task_for(self, body: str) -> Task[..., Any] | None:
-        """The task the body of a job is for; None when there is none of its name."""
-        return self._tasks.get(name_in(body))
-
     def check_callbacks(self, options: TaskOptions) -> None:
         """Raise UnknownTask when a callback is none of the tasks, ValueError when the webhook may not be called."""
         self._check_webhook(options)

@@ -273,11 +273,6 @@ class Task(Generic[P, R]):
             context=stored.get("context", _NOTHING),  # type: ignore[arg-type]
         )
 
-    def run_arguments(self, body: str) -> tuple[tuple[object, ...], Named]:
-        """With what the function is called. Raises BadArguments as `open`."""
-        call = self.open(body)
-        return call.args, call.kwargs
-
     def _options_said(self, said: Mapping[str, object]) -> TaskOptions:
         """The task's options, with what a body says instead."""
         try:

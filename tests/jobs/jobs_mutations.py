@@ -2,24 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from admission.jobs.script import Script
-
-
-@dataclass(frozen=True, slots=True)
-class Mutation:
-    """One mistake: a text of the script that stands there once, and what stands there instead."""
-
-    name: str
-    text: str
-    instead: str
-
-    def applied(self) -> str:
-        """The script with the mistake in it. Raises AssertionError when its place in the script is gone."""
-        assert Script.source.count(self.text) == 1, f"mutation {self.name!r}: its text must be in the script once"
-        return Script.source.replace(self.text, self.instead)
-
+from tests.redis.mutations import Mutation
 
 MUTATIONS = (
     Mutation("a stale delivery reports", " and tonumber(j.delivery) == tonumber(delivery) then", " then"),

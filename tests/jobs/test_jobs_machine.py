@@ -66,7 +66,7 @@ def test_jobs_agree_with_a_plain_model_on_long_traces(client: redis.Redis, any_r
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
 def test_traces_find_a_mistake_in_the_jobs_script(redis_url: str, namespace: str, mutation: Mutation) -> None:
     """A test that cannot fail shows nothing."""
-    driven = machine(redis.Redis.from_url(redis_url, protocol=2), namespace, mutation.applied())
+    driven = machine(redis.Redis.from_url(redis_url, protocol=2), namespace, mutation.applied(Script.source))
     with driven.client as client:
         with pytest.raises((AssertionError, redis.exceptions.ResponseError)):
             walks(driven)

@@ -53,8 +53,8 @@ def body_of(task: Any, *args: object, **kwargs: object) -> dict[str, Any]:
 
 def call_again(task: Task[..., Any], *args: object, **kwargs: object) -> object:
     """Call the function with what its job gives back."""
-    stored, named = task.run_arguments(task.job(*args, **kwargs).body)
-    return task(*stored, **named)
+    call = task.open(task.job(*args, **kwargs).body)
+    return task(*call.args, **call.kwargs)
 
 
 @pytest.mark.anyio
@@ -404,7 +404,7 @@ def victim(n: int = 0) -> None:
 def test_a_body_without_a_registered_name_is_for_no_task(jobs: JobQueue, body: str) -> None:
     """Pickles and dotted paths are texts like others."""
     jobs.task(victim)
-    assert jobs.task_for(body) is None
+    assert jobs.tasks.get(name_in(body)) is None
 
 
 @pytest.mark.parametrize(
@@ -428,7 +428,7 @@ def test_a_body_without_a_registered_name_is_for_no_task(jobs: JobQueue, body: s
 def test_a_body_that_does_not_fit_any_more_is_refused(jobs: JobQueue, body: str) -> None:
     """The code may be older or newer than the job."""
     jobs.task(victim)
-    task = jobs.task_for(body)
+    task = jobs.tasks.get(name_in(body))
     assert task is None or task.name == "victim"
     with pytest.raises(BadArguments, match="task 'victim'"):
         jobs.tasks["victim"].open(body)

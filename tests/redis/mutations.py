@@ -1,10 +1,8 @@
-"""Deliberate mistakes in the script, each of which a test must find."""
+"""Deliberate mistakes in a script, each of which a test must find: what one is, and those of the pool's script."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from admission.backends.redis.script import Script
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,10 +13,10 @@ class Mutation:
     text: str
     instead: str
 
-    def applied(self) -> str:
+    def applied(self, source: str) -> str:
         """The script with the mistake in it. Raises AssertionError when its place in the script is gone."""
-        assert Script.source.count(self.text) == 1, f"mutation {self.name!r}: its text must be in the script once"
-        return Script.source.replace(self.text, self.instead)
+        assert source.count(self.text) == 1, f"mutation {self.name!r}: its text must be in the script once"
+        return source.replace(self.text, self.instead)
 
 
 OF_RULES = (

@@ -57,7 +57,7 @@ def test_pool_stays_sound_whatever_happens_to_its_processes(
 @pytest.mark.parametrize("mutation", OF_SHARING, ids=lambda mutation: mutation.name)
 def test_machine_finds_a_mistake(redis_url: str, namespace: str, mutation: Mutation) -> None:
     """A test that cannot fail shows nothing."""
-    source = mutation.applied()
+    source = mutation.applied(Script.source)
     with redis.Redis.from_url(redis_url) as client:
         with pytest.raises((AssertionError, redis.exceptions.ResponseError, KeyError)):
             drive(client, namespace, source=source, examples=200, shrink=False)

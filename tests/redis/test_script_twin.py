@@ -37,7 +37,7 @@ def test_script_decides_as_the_core_does_on_a_cluster(redis_cluster: Cluster, na
 @pytest.mark.parametrize("mutation", OF_RULES, ids=lambda mutation: mutation.name)
 def test_trace_finds_a_mistake(redis_url: str, namespace: str, mutation: Mutation) -> None:
     """A test that cannot fail shows nothing."""
-    source = mutation.applied()
+    source = mutation.applied(Script.source)
     with redis.Redis.from_url(redis_url) as client:
         with pytest.raises((twin.Difference, redis.exceptions.ResponseError)):
             twin.run(client, 100_000, range(100), namespace=namespace, source=source)
