@@ -12,7 +12,6 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 import time
 import uuid
 from bisect import bisect_right
@@ -20,16 +19,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from itertools import chain
 from typing import Any
 
+from tests.benchmarks.builds import PURE, THIS
 from tests.benchmarks.measure import interleaved, lower_quartile, paired_ratio, upper_quartile
 from tests.benchmarks.redis_limiters import LEASES, LIMITERS, OURS
 from tests.benchmarks.redis_worker import CEILING_ARGUMENTS, CEILING_KEYS, CEILING_SCRIPT, Order
 from tests.benchmarks.report import Report
 from tests.redis.servers import Missing, Program, Server, debian_program, start_server, valkey_program, wait_until
-
-ROOT = Path(__file__).parents[2]
 
 PROCESSES = 4
 CALLERS = 64
@@ -71,9 +69,20 @@ class Burst:
 class Crew:
     """The worker processes, and the server they all ask."""
 
-    def __init__(self, workers: Sequence[subprocess.Popen[str]], server: Server) -> None:
+    def __init__(self, workers: Mapping[str, Sequence[subprocess.Popen[str]]], server: Server) -> None:
         self.workers = workers
+        """By the build they have: `PURE`, and `OURS` where that is another."""
         self.server = server
+
+    @property
+    def builds(self) -> Sequence[str]:
+        """Ours to be measured: the best build, and the pure one where it is another."""
+        return [OURS, PURE] if OURS in self.workers else [OURS]
+
+    @property
+    def size(self) -> int:
+        """How many processes work at once."""
+        return len(self.workers[PURE])
 
     def work(
         self, order: Mapping[str, object], *, processes: int = 1, meanwhile: Callable[[str], object] | None = None
@@ -84,9 +93,12 @@ class Crew:
             meanwhile: Called with the namespace once all are ready, and before they are told to begin.
         """
         namespace = f"bench-{uuid.uuid4().hex[:8]}"
-        chosen = self.workers[:processes]
+        who = order["who"]
+        chosen = self.workers[OURS if who == OURS and OURS in self.workers else PURE][:processes]
+        full_order = {**_ORDER, "url": self.server.url, "namespace": namespace, **order}
+        full_order["who"] = OURS if who == PURE else who
         for worker in chosen:
-            self._tell(worker, json.dumps({**_ORDER, "url": self.server.url, "namespace": namespace, **order}))
+            self._tell(worker, json.dumps(full_order))
         heard = [self._hear(worker) for worker in chosen]
         if order["do"] == "look":
             return heard
@@ -145,17 +157,25 @@ def crew(report: Report) -> Iterator[Crew]:
             f"{processes} processes with {CALLERS} callers each, uvloop",
         )
         environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
-        command = [sys.executable, "-m", "tests.benchmarks.redis_worker"]
-        workers = [
-            subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-            )
-            for _ in range(processes)
-        ]
+        builds = {PURE: THIS} if report.plan.compiled is None else {PURE: THIS, OURS: report.plan.compiled}
+        workers = {
+            name: [
+                subprocess.Popen(
+                    [build.python, "-m", "tests.benchmarks.redis_worker"],
+                    cwd=build.root,
+                    env=environment,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+                for _ in range(processes)
+            ]
+            for name, build in builds.items()
+        }
         try:
             yield Crew(workers, server)
         finally:
-            for worker in workers:
+            for worker in chain.from_iterable(workers.values()):
                 _end(worker)
 
 
@@ -183,18 +203,19 @@ def _end(worker: subprocess.Popen[str]) -> None:
 
 
 def _measure_rate(report: Report, crew: Crew) -> None:
-    plan, everyone = report.plan, len(crew.workers) * CALLERS
+    plan, everyone = report.plan, crew.size * CALLERS
     seconds = 0.2 if plan.quick else 2.0
     contenders: dict[str, Callable[[], Burst]] = {}
     ceiling = _ceiling(report, crew, plan.scaled(400_000, 20_000))
     if ceiling is not None:
         contenders[CEILING] = ceiling
-    contenders[OURS] = partial(_turn_over, crew, OURS, everyone, seconds)
+    for build in crew.builds:
+        contenders[build] = partial(_turn_over, crew, build, everyone, seconds)
     contenders[CONTENDED] = partial(_turn_over, crew, OURS, everyone // 4, seconds)
     for name in LIMITERS:
         if name == OURS:
             continue
-        found = crew.work({"do": "look", "who": name}, processes=len(crew.workers))[0]
+        found = crew.work({"do": "look", "who": name}, processes=crew.size)[0]
         if "absent" in found:
             report.missing(name, found["absent"])
         else:
@@ -215,9 +236,7 @@ def _measure_rate(report: Report, crew: Crew) -> None:
     columns = ("who", "pairs/s", "÷ ceiling", "client µs", "server µs")
     report.table("acquire + release, all processes together; CPU time for each pair", columns, rows)
     report.note("The ceiling is calls a second of a script of ZADD, ZPOPMIN and HSET: its row counts calls, not pairs.")
-    report.at_least(
-        f"redis: acquire + release, {len(crew.workers)} processes", upper_quartile(rates[OURS]), 20_000, "/s"
-    )
+    report.at_least(f"redis: acquire + release, {crew.size} processes", upper_quartile(rates[OURS]), 20_000, "/s")
     if base is not None:
         ratio = paired_ratio([2 * rate for rate in rates[OURS]], base)
         report.at_least("redis: operations (an acquire, a release) ÷ EVALSHA calls at pipeline 16", ratio, 0.15)
@@ -234,7 +253,7 @@ def _turn_over(crew: Crew, who: str, limit: int, seconds: float) -> Burst:
         before = crew.server_cpu()
 
     order = {"do": "turn over", "who": who, "limit": limit, "seconds": seconds}
-    found = crew.work(order, processes=len(crew.workers), meanwhile=note)
+    found = crew.work(order, processes=crew.size, meanwhile=note)
     done = sum(answer["done"] for answer in found)
     used = sum(answer["cpu"] for answer in found)
     return Burst(done / seconds, used / done * 1e6, (crew.server_cpu() - before) / done * 1e6)

@@ -91,10 +91,18 @@ def masked(url: str) -> str:
     login, at, rest = text.rpartition("@")
     if not at:
         return _NO_PORT.sub(r"\1:***", text)
-    scheme, slashes, user = login.partition("://") if "://" in login else ("", "", login)
-    user, colon, _ = user.partition(":")
-    return f"{scheme}{slashes}{user}{':***' if colon else ''}@{rest}"
+    scheme, login = _scheme(login)
+    user, colon, _ = login.partition(":")
+    return f"{scheme}{'://' if scheme else ''}{user}{':***' if colon else ''}@{rest}"
 
+
+def _scheme(url: str) -> tuple[str, str]:
+    """The scheme of *url*, empty if it has none, and the rest. A "://" further on may be in a password."""
+    found = _SCHEME.match(url)
+    return (found[1], url[found.end() :]) if found else ("", url)
+
+
+_SCHEME = re.compile(r"([^:/?@]+)://")
 
 _QUERY_PASSWORD = re.compile(r"(password=).*", re.IGNORECASE | re.DOTALL)
 """To the end: an unescaped '&' in the password is no reason to show what follows it."""
@@ -135,9 +143,9 @@ class _Reading:
         self._text = masked(url)
 
     def address(self) -> Address:
-        scheme, slashes, rest = self._url.partition("://")
-        if not slashes or scheme.lower() not in _SCHEMES:
-            shown = f"the scheme {scheme!r}" if slashes else "no scheme"
+        scheme, rest = _scheme(self._url)
+        if scheme.lower() not in _SCHEMES:
+            shown = f"the scheme {scheme!r}" if scheme else "no scheme"
             self._fail(f"has {shown}: it must be one of {', '.join(_SCHEMES)}, and then '://'")
         kind, tls = _SCHEMES[scheme.lower()]
         rest, _, query = rest.partition("?")

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from admission.backends.base import PoolRules
 from admission.policy.shares import MICRO
@@ -438,8 +438,8 @@ class Script:
         ValueError: One of them contains a brace.
     """
 
-    source = Path(__file__).with_name("step.lua").read_text(encoding="utf-8")
-    sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+    source: ClassVar[str] = Path(__file__).with_name("step.lua").read_text(encoding="utf-8")
+    sha: ClassVar[str] = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
     __slots__ = ("_prefix", "keys")
 
