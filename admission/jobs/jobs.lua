@@ -28,1109 +28,1123 @@
 -- more than put begins with a deletion, which needs no memory: what ends can be said also where there is none left. One
 -- that only puts begins with a write that does.
 --
--- The functions are fields of one table, and those of rare operations are made on demand: Lua makes them anew in every
--- call.
+-- Most jobs are put, taken and done, and never looked at. Those three steps are done on records as they are kept, see
+-- `usual`; whatever else becomes of a job takes its record apart, see `apart`. The functions are fields of one table
+-- and made on demand, as Lua makes them anew in every call.
 
 local ST, LEASE, JST, JOB, BODY, RES, READY, RING, DEBT, TAG, DELAYED, TAKEN, DEAD, KEPT, DEDUP, PROCS, HUNGRY =
   unpack(KEYS)
 local DONE, STALE, UNKNOWN, FULL, RUNNING = 1, 2, 3, 4, 5 -- answers, as `Said`
 local floor, max, min = math.floor, math.max, math.min
 local byte, format, gmatch, match, sub = string.byte, string.format, string.gmatch, string.match, string.sub
-local me, now = ARGV[1], 0
+local ARGV, ipairs, pairs, tonumber, type, unpack = ARGV, ipairs, pairs, tonumber, type, unpack
 local max_queue_size, most_lost, dead_ttl = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local me, now = ARGV[1], 0
 local call = redis.call
 local core = {}
 local pool = {
   time = nil, -- now, as it is written
   jobs = {}, -- by id: as it is kept, or taken apart once somebody has to look at it; false: there is no such job
-  plain = nil, -- what is to be written of those that were not taken apart
-  changed = {}, -- those of them to be written
+  changed = {}, -- those of them that were taken apart and are to be written
+  plain = nil, -- what is to be written of those that were not
+  kinds = {}, -- what jobs have in common, see `core.kind` and `core.manner`
+  manners = {},
   classes = {}, -- by rank
   flows = {}, -- tenants by class:tenant
+  free = nil, -- how many more may be put; nil when that has to be counted
   dedup = {}, -- by key: id, or false
   new_dedup = {}, -- keys to be written
   procs = {}, -- processes that have jobs here, or want some
   alive = {}, -- which of them have a lease
+  wanted = false, -- whether one of them wants some
   moves = 1000, -- jobs one call moves at most besides those its operations name; the next call goes on
-  fresh = {}, -- jobs that got ready in this call, by rank
   told = {}, -- what the caller is told
   messages = {}, -- and others, by process
 }
 
--- ------------------------------------------------------------------ what is kept
+-- ------------------------------------------------------------------ what usually happens
 
-function core.tell(process, line)
-  if process == me then
-    pool.told[#pool.told + 1] = line
-    return
-  end
-  local lines = pool.messages[process]
-  if lines then
-    lines[#lines + 1] = line
-  else
-    pool.messages[process] = { line }
-  end
-end
+local function usual()
+  -- A record of a job that was only put, up to its number; and one of its first delivery, to this process.
+  local QUEUED = 'queued 0 - 0,0,0,-,-,-,- '
+  local BEGUN = 'running 1 ' .. me .. ' 0,0,0,'
 
--- Many words of one command, in as few as Lua can pass on.
-function core.write(command, key, words)
-  for i = 1, #words, 4000 do
-    call(command, key, unpack(words, i, min(i + 3999, #words)))
-  end
-end
-
-function core.read(key, names)
-  if #names > 0 and #names <= 4000 then
-    return call('HMGET', key, unpack(names))
-  end
-  local found = {}
-  for i = 1, #names, 4000 do
-    for _, value in ipairs(call('HMGET', key, unpack(names, i, min(i + 3999, #names)))) do
-      found[#found + 1] = value
+  -- Many words of one command, in as few as Lua can pass on.
+  function core.write(command, key, words)
+    for i = 1, #words, 4000 do
+      call(command, key, unpack(words, i, min(i + 3999, #words)))
     end
   end
-  return found
-end
 
-function core.class(rank)
-  local c = pool.classes[rank]
-  if not c then
-    c = { rank = rank, queued = 0, delayed = 0, running = 0, paused = 0, virtual = 0, flows = {} }
-    c.from, c.to = '[' .. rank .. ':', '(' .. rank .. ';'
-    pool.classes[rank] = c
+  function core.read(key, names)
+    if #names > 0 and #names <= 4000 then
+      return call('HMGET', key, unpack(names))
+    end
+    local found = {}
+    for i = 1, #names, 4000 do
+      for _, value in ipairs(call('HMGET', key, unpack(names, i, min(i + 3999, #names)))) do
+        found[#found + 1] = value
+      end
+    end
+    return found
   end
-  return c
-end
 
-function core.load_class(rank, raw)
-  local c = core.class(rank)
-  local queued, delayed, running, paused, virtual =
-    match(raw, '^queued=(%S+) delayed=(%S+) running=(%S+) paused=(%S+) virtual=(%S+)$')
-  c.raw = raw
-  c.queued, c.delayed, c.running = tonumber(queued), tonumber(delayed), tonumber(running)
-  c.paused, c.virtual = tonumber(paused), tonumber(virtual)
-end
+  -- Read those of these jobs that are not known yet.
+  function core.load(ids)
+    local jobs, missing = pool.jobs, {}
+    for _, id in ipairs(ids) do
+      if jobs[id] == nil then
+        missing[#missing + 1] = id
+        jobs[id] = false
+      end
+    end
+    for i, record in ipairs(core.read(JOB, missing)) do
+      jobs[missing[i]] = record
+    end
+  end
 
--- The account of one tenant in one class.
-function core.flow(c, tenant, raw)
-  local key = c.rank .. ':' .. tenant
-  local f = pool.flows[key]
-  if f then
+  function core.class(rank)
+    local c = pool.classes[rank]
+    if not c then
+      c = {
+        rank = rank, raw = false, queued = 0, delayed = 0, running = 0, paused = 0, virtual = 0, fresh = 0, owed = false,
+        flows = {}, from = '[' .. rank .. ':', to = '(' .. rank .. ';',
+      }
+      pool.classes[rank] = c
+    end
+    return c
+  end
+
+  -- The account of one tenant in one class.
+  function core.flow(c, tenant, raw)
+    local key = c.rank .. ':' .. tenant
+    local f = pool.flows[key]
+    if f then
+      return f
+    end
+    if raw == nil then
+      raw = call('HGET', TAG, key)
+    end
+    f = {
+      key = key, class = c, tenant = tenant, raw = raw, pass = 0, queued = 0, running = 0,
+      prefix = format('%d:%05d:', c.rank, #tenant) .. tenant .. ':',
+      rung = false, -- its pass in the ring
+      owes = false, -- its pass among the debts
+    }
+    if raw then
+      local pass, queued, running = match(raw, '^(%d+) (%d+) (%d+)$')
+      f.pass, f.queued, f.running = tonumber(pass), tonumber(queued), tonumber(running)
+      f.rung = f.queued > 0 and f.pass
+      f.owes = f.queued + f.running == 0 and f.pass
+    end
+    pool.flows[key] = f
+    c.flows[#c.flows + 1] = f
     return f
   end
-  if raw == nil then
-    raw = call('HGET', TAG, key)
-  end
-  f = { key = key, class = c, tenant = tenant, raw = raw, pass = 0, queued = 0, running = 0 }
-  f.prefix = format('%d:%05d:', c.rank, #tenant) .. tenant .. ':'
-  if raw then
-    local pass, queued, running = match(raw, '^(%d+) (%d+) (%d+)$')
-    f.pass, f.queued, f.running = tonumber(pass), tonumber(queued), tonumber(running)
-    f.ring = f.queued > 0 and core.ring_member(f) or nil
-    f.debt = f.queued + f.running == 0 and core.ring_member(f) or nil
-  end
-  pool.flows[key] = f
-  c.flows[#c.flows + 1] = f
-  return f
-end
 
-function core.ring_member(f)
-  return format('%d:%016d:', f.class.rank, f.pass) .. f.tenant
-end
+  -- Those of some tenants, read at once.
+  function core.flows(c, tenants)
+    local flows, missing = {}, {}
+    for _, tenant in ipairs(tenants) do
+      local key = c.rank .. ':' .. tenant
+      if pool.flows[key] == nil then
+        missing[#missing + 1] = key
+      end
+    end
+    for i, raw in ipairs(core.read(TAG, missing)) do
+      core.flow(c, sub(missing[i], 3), raw)
+    end
+    for i, tenant in ipairs(tenants) do
+      flows[i] = core.flow(c, tenant)
+    end
+    return flows
+  end
 
--- Those of some tenants, read at once.
-function core.flows(c, tenants)
-  local flows, missing = {}, {}
-  for _, tenant in ipairs(tenants) do
-    local key = c.rank .. ':' .. tenant
-    if pool.flows[key] == nil then
-      missing[#missing + 1] = key
+  -- What does not change in a job, and many have in common: it is taken apart once.
+  function core.kind(what)
+    local kind = pool.kinds[what]
+    if not kind then
+      local rank, charge, length, text = match(what, '^(%d) (%d+) (%d+) (.*)$')
+      kind = {
+        what = what, rank = tonumber(rank), charge = charge, key = sub(text, 1, length), tenant = sub(text, 1 + length),
+        account = false,
+      }
+      pool.kinds[what] = kind
+    end
+    return kind
+  end
+
+  function core.account(kind)
+    local f = kind.account
+    if not f then
+      f = core.flow(core.class(kind.rank), kind.tenant)
+      kind.account = f
+    end
+    return f
+  end
+
+  -- How a job is put: microseconds until it is ready, who is told when it has ended or -, and what.
+  function core.manner(how)
+    local manner = pool.manners[how]
+    if not manner then
+      local delay, watcher, what = match(how, '^(%d+) (%S+) (.*)$')
+      local kind = core.kind(what)
+      manner = {
+        kind = kind, delay = tonumber(delay), rest = ' ' .. pool.time .. ' ' .. watcher .. ' ' .. what,
+        suffix = ':' .. kind.charge,
+      }
+      pool.manners[how] = manner
+    end
+    return manner
+  end
+
+  function core.process(name)
+    local p = pool.procs[name]
+    if not p then
+      p = { raw = false, running = 0, hungry = 0 }
+      pool.procs[name] = p
+    end
+    return p
+  end
+
+  -- A tenant without queued jobs is about to have one.
+  function core.wake_tenant(f)
+    if f.queued == 0 then
+      f.pass = max(f.pass, f.class.virtual)
     end
   end
-  for i, raw in ipairs(core.read(TAG, missing)) do
-    core.flow(c, sub(missing[i], 3), raw)
+
+  -- When nothing of a class is queued or runs, all passes start over from 0, so they never outgrow what a double holds
+  -- exactly.
+  function core.rest(c)
+    if c.queued + c.running > 0 then
+      return
+    end
+    local owing = call('ZRANGEBYLEX', DEBT, c.from, c.to, 'LIMIT', 0, 2048)
+    local keys = {}
+    for i, member in ipairs(owing) do
+      keys[i] = c.rank .. ':' .. sub(member, 20)
+    end
+    core.write('ZREM', DEBT, owing)
+    core.write('HDEL', TAG, keys)
+    for _, f in ipairs(c.flows) do
+      f.pass, f.owes = 0, false
+    end
+    c.virtual = 0
   end
-  for i, tenant in ipairs(tenants) do
-    flows[i] = core.flow(c, tenant)
+
+  -- ---------------------------------------------------------------- put, take, done
+
+  -- Whether one more job may be put.
+  function core.room()
+    if max_queue_size == 0 then
+      return true
+    elseif not pool.free then
+      pool.free = max_queue_size
+      for _, c in pairs(pool.classes) do
+        pool.free = pool.free - c.queued - c.delayed
+      end
+    end
+    return pool.free > 0
   end
-  return flows
-end
 
--- state delivery by failures,lost,backs,first,started,at,expires watchers
--- rank number charge enqueued length-of-key key tenant
---
--- in one line. `by` is the process that runs it, or the kind of its death. `lost` counts deliveries to processes that
--- died since. `first` is when the first attempt was delivered, `started` the latest. `at` is when a delayed one is due,
--- and when another ended. What is said from `rank` on does not change. Most jobs come and go without anyone looking at
--- their history, so it is taken apart only when it is asked for.
-
-function core.unfold(j)
-  if j.history then
-    j.failures, j.lost, j.backs, j.first, j.started, j.at, j.expires =
-      match(j.history, '^(%d+),(%d+),(%d+),([^,]+),([^,]+),([^,]+),([^,]+)$')
-    j.number, j.charge = match(j.fixed, '^%d (%d+) (%d+)')
-    j.history = false
+  -- What is to be written of jobs that were not taken apart.
+  function core.plain()
+    local plain = pool.plain
+    if not plain then
+      plain = { records = {}, bodies = {}, ready = {}, kept = {}, results = {}, taken = {}, gone = {} }
+      pool.plain = plain
+    end
+    return plain
   end
-end
 
-local folded = {
-  __index = function(j, name)
-    core.unfold(j)
-    return rawget(j, name)
-  end,
-}
-
-function core.decode(id, record)
-  local state, delivery, by, history, watchers, fixed, enqueued, length, text =
-    match(record, '^(%l+) (%d+) (%S+) (%S+) (%S+) ()%d %d+ %d+ (%d+) (%d+) (.*)$')
-  local dedup = ''
-  if length ~= '0' then
-    dedup, text = sub(text, 1, length), sub(text, 1 + length)
-  end
-  -- Made in one piece: a table that grows is copied again and again.
-  return setmetatable({
-    id = id, state = state, delivery = delivery, by = by, history = history, watchers = watchers,
-    fixed = sub(record, fixed), rank = byte(record, fixed) - 48, enqueued = enqueued, dedup = dedup, tenant = text,
-    stored = true, account = false, changed = false, moved = false, was_key = false, was = false, body = false,
-    res = false,
-  }, folded)
-end
-
-function core.encode(j)
-  local history = j.history
-    or j.failures .. ',' .. j.lost .. ',' .. j.backs .. ',' .. j.first .. ',' .. j.started .. ',' .. j.at .. ','
-      .. j.expires
-  return j.state .. ' ' .. j.delivery .. ' ' .. j.by .. ' ' .. history .. ' ' .. j.watchers .. ' ' .. j.fixed
-end
-
-function core.fix(j)
-  j.fixed = j.rank .. ' ' .. j.number .. ' ' .. j.charge .. ' ' .. j.enqueued .. ' ' .. #j.dedup .. ' ' .. j.dedup
-    .. j.tenant
-end
-
--- In which line a job stands, and as what.
-function core.place(j)
-  local state = j.state
-  if state == 'queued' then
-    return READY, core.account(j).prefix .. j.number .. ':' .. j.id .. ':' .. j.charge
-  elseif state == 'running' then
-    return TAKEN, j.by .. ':' .. j.id
-  elseif state == 'delayed' then
-    return DELAYED, j.at .. ':' .. j.id
-  elseif state == 'dead' then
-    return DEAD, j.expires .. ':' .. j.id
-  elseif state == 'done' then
-    return KEPT, j.expires .. ':' .. j.id
-  end
-end
-
--- Remember where a job stands in the keys, before anything of that changes.
-function core.leave_place(j)
-  j.moved = true
-  if j.stored and not j.was then
-    j.was_key, j.was = core.place(j)
-  end
-end
-
-function core.account(j)
-  local f = j.account
-  if not f then
-    f = core.flow(core.class(j.rank), j.tenant)
-    j.account = f
-  end
-  return f
-end
-
--- Read those of these jobs that are not known yet.
-function core.load(ids)
-  local missing = {}
-  for _, id in ipairs(ids) do
-    if pool.jobs[id] == nil then
-      missing[#missing + 1] = id
-      pool.jobs[id] = false
+  -- What goes before what comes: an id may be put again in the call that ended it.
+  function core.flush_plain()
+    local plain = pool.plain
+    if plain then
+      pool.plain = nil
+      core.write('ZREM', TAKEN, plain.taken)
+      core.write('HDEL', JOB, plain.gone)
+      core.write('HDEL', BODY, plain.gone)
+      core.write('HSET', JOB, plain.records)
+      core.write('HSET', BODY, plain.bodies)
+      core.write('HSET', RES, plain.results)
+      core.write('ZADD', READY, plain.ready)
+      core.write('ZADD', KEPT, plain.kept)
     end
   end
-  for i, record in ipairs(core.read(JOB, missing)) do
-    if record then
-      pool.jobs[missing[i]] = record
-    end
-  end
-end
 
-function core.account_of(record)
-  local rank, length, text = match(record, '^%l+ %d+ %S+ %S+ %S+ (%d) %d+ %d+ %d+ (%d+) (.*)$')
-  return rank .. ':' .. sub(text, length + 1)
-end
-
-function core.job(id)
-  if pool.jobs[id] == nil then
-    core.load({ id })
-  end
-  local j = pool.jobs[id]
-  if type(j) == 'string' then
+  function core.flush_jobs()
     core.flush_plain()
-    j = core.decode(id, j)
-    pool.jobs[id] = j
-  end
-  return j and j.state ~= 'gone' and j or nil
-end
-
-function core.change(j)
-  if not j.changed then
-    j.changed = true
-    pool.changed[#pool.changed + 1] = j
-  end
-end
-
--- A tenant without queued jobs is about to have one.
-function core.wake_tenant(f)
-  if f.queued == 0 then
-    f.pass = max(f.pass, f.class.virtual)
-  end
-end
-
--- When a job is due after some microseconds.
-function core.due_after(delay)
-  return format('%016d', now + delay)
-end
-
--- Count a job in or out where it stands: 1 or -1.
-function core.count(j, sign)
-  local c, state = core.class(j.rank), j.state
-  if state == 'delayed' then
-    c.delayed = c.delayed + sign
-  elseif state == 'queued' or state == 'running' then
-    local f = core.account(j)
-    if state == 'queued' then
-      core.wake_tenant(f)
-    end
-    c[state], f[state] = c[state] + sign, f[state] + sign
-    if state == 'running' then
-      local p = core.process(j.by)
-      p.running = p.running + sign
+    if pool.changed[1] then
+      core.flush_changed()
     end
   end
-end
 
-function core.process(name)
-  local p = pool.procs[name]
-  if not p then
-    p = { running = 0, hungry = 0 }
-    pool.procs[name] = p
-  end
-  return p
-end
-
--- From where it is to another state.
-function core.move(j, state)
-  core.leave_place(j)
-  core.count(j, -1)
-  if j.state == 'running' then
-    j.by = '-'
-  end
-  j.state = state
-  core.count(j, 1)
-  core.change(j)
-end
-
-function core.line_up(j)
-  core.leave_place(j)
-  core.unfold(j)
-  j.at = '-'
-  core.move(j, 'queued')
-  pool.fresh[j.rank] = (pool.fresh[j.rank] or 0) + 1
-end
-
--- Now, or after some microseconds.
-function core.line_up_later(j, delay)
-  if delay > 0 then
-    core.leave_place(j)
-    core.unfold(j)
-    j.at = core.due_after(delay)
-    core.move(j, 'delayed')
-  else
-    core.line_up(j)
-  end
-end
-
--- When nothing of a class is queued or runs, all passes start over from 0, so they never outgrow what a double holds
--- exactly.
-function core.rest(c)
-  if c.queued + c.running > 0 then
-    return
-  end
-  local owing = call('ZRANGEBYLEX', DEBT, c.from, c.to, 'LIMIT', 0, 2048)
-  local keys = {}
-  for i, member in ipairs(owing) do
-    keys[i] = c.rank .. ':' .. sub(member, 20)
-  end
-  core.write('ZREM', DEBT, owing)
-  core.write('HDEL', TAG, keys)
-  for _, f in ipairs(c.flows) do
-    f.pass, f.debt = 0, nil
-  end
-  c.virtual = 0
-end
-
--- It is over: whoever asked hears of it, and its key is free.
-function core.finish(j)
-  if j.dedup ~= '' and core.dedup(j.dedup) == j.id then
-    core.set_dedup(j.dedup, false)
-  end
-  if j.watchers ~= '-' then
-    for process in gmatch(j.watchers, '[^,]+') do
-      core.tell(process, 'end ' .. j.id)
+  function core.put(id, how, body)
+    local j = pool.jobs[id]
+    if type(j) == 'table' and j.state == 'gone' then
+      core.flush_jobs()
+    elseif j then
+      return DONE -- The reply to an earlier call was lost.
     end
-    j.watchers = '-'
-  end
-  core.rest(core.class(j.rank))
-end
-
-function core.set_dedup(key, id)
-  pool.dedup[key] = id
-  pool.new_dedup[key] = true
-end
-
-function core.dedup(key)
-  local id = pool.dedup[key]
-  if id == nil then
-    id = call('HGET', DEDUP, key)
-    pool.dedup[key] = id
-  end
-  return id
-end
-
--- Nothing more of it is kept.
-function core.forget(j)
-  core.move(j, 'gone')
-  core.finish(j)
-end
-
-function core.watch(j, process)
-  if process ~= '' and not string.find(',' .. j.watchers .. ',', ',' .. process .. ',', 1, true) then
-    local watchers = j.watchers == '-' and process or j.watchers .. ',' .. process
-    j.watchers = sub(watchers, -(17 * 32 - 1)) -- The newest 32.
-    core.change(j)
-  end
-end
-
--- ------------------------------------------------------------------ writing
-
--- A job as it is kept; nothing when it was taken apart, or there is none.
-function core.record(id)
-  if pool.jobs[id] == nil then
-    core.load({ id })
-  end
-  local j = pool.jobs[id]
-  return type(j) == 'string' and j
-end
-
--- Most jobs are put, taken and done, and never looked at: those three steps are done on what is kept, as it is kept.
-function core.plainly(id, record, key, member, was_key, was)
-  local plain = pool.plain
-  if not plain then
-    plain = { records = {}, bodies = {}, res = {}, off = {}, on = {} }
-    pool.plain = plain
-  end
-  local records, on = plain.records, plain.on[key]
-  local n = #records
-  records[n + 1], records[n + 2] = id, record
-  pool.jobs[id] = record
-  if not on then
-    on = {}
-    plain.on[key] = on
-  end
-  n = #on
-  on[n + 1], on[n + 2] = '0', member
-  if was_key then
-    local off = plain.off[was_key]
-    if not off then
-      off = {}
-      plain.off[was_key] = off
+    local manner = core.manner(how)
+    local kind = manner.kind
+    local key = kind.key
+    local other = key ~= '' and core.dedup(key)
+    if other then
+      return { 6, other }
+    elseif not core.room() then
+      return FULL
     end
-    off[#off + 1] = was
-  end
-  return plain
-end
-
-function core.flush_plain()
-  local plain = pool.plain
-  if plain then
-    pool.plain = nil
-    for key, members in pairs(plain.off) do
-      core.write('ZREM', key, members)
+    if key ~= '' then
+      core.set_dedup(key, id)
     end
-    for key, members in pairs(plain.on) do
-      core.write('ZADD', key, members)
+    pool.number, pool.enqueued = pool.number + 1, pool.enqueued + 1
+    local number = format('%015d', pool.number)
+    local record = QUEUED .. number .. manner.rest
+    if manner.delay > 0 then
+      core.put_later(id, record, manner.delay, body)
+      return DONE
     end
-    core.write('HSET', JOB, plain.records)
-    core.write('HSET', BODY, plain.bodies)
-    core.write('HSET', RES, plain.res)
-  end
-end
-
-function core.flush_jobs()
-  core.flush_plain()
-  local changed = pool.changed
-  if #changed == 0 then
-    return
-  end
-  pool.changed = {}
-  local records, bodies, res, gone, no_res = {}, {}, {}, {}, {}
-  local added, removed = {}, {}
-  for i = 1, #changed do
-    local j = changed[i]
-    local id = j.id
-    j.changed = false
-    if j.moved then
-      local key, member = core.place(j)
-      j.moved = false
-      if j.was then
-        local list = removed[j.was_key] or {}
-        list[#list + 1], removed[j.was_key] = j.was, list
-      end
-      if member then
-        local list = added[key] or {}
-        list[#list + 1], list[#list + 2], added[key] = '0', member, list
-      end
-      j.was_key, j.was, j.stored = key, member, true
-    end
-    if j.state == 'gone' then
-      gone[#gone + 1] = id
-      if not j.history or sub(j.history, 1, 2) ~= '0,' then -- Else it never had any.
-        no_res[#no_res + 1] = id
-      end
-      pool.jobs[id] = false
-    else
-      records[#records + 1], records[#records + 2] = id, core.encode(j)
-      if j.body then
-        bodies[#bodies + 1], bodies[#bodies + 2], j.body = id, j.body, false
-      end
-      if j.res then
-        if j.res == '' then
-          no_res[#no_res + 1] = id
-        else
-          res[#res + 1], res[#res + 2] = id, j.res
-        end
-        j.res = false
-      end
-    end
-  end
-  core.write('HDEL', JOB, gone)
-  core.write('HDEL', BODY, gone)
-  core.write('HDEL', RES, no_res)
-  for key, members in pairs(removed) do
-    core.write('ZREM', key, members)
-  end
-  core.write('HSET', JOB, records)
-  core.write('HSET', BODY, bodies)
-  core.write('HSET', RES, res)
-  for key, members in pairs(added) do
-    core.write('ZADD', key, members)
-  end
-end
-
-function core.flush_flows()
-  local gone, set, off_ring, on_ring, off_debt, on_debt = {}, {}, {}, {}, {}, {}
-  for key, f in pairs(pool.flows) do
+    local f = core.account(kind)
     local c = f.class
-    local member = core.ring_member(f)
-    local ring = f.queued > 0 and member or nil
-    local debt = f.queued + f.running == 0 and f.pass > c.virtual and member or nil
-    if ring ~= f.ring then
-      off_ring[#off_ring + 1] = f.ring
-      if ring then
-        on_ring[#on_ring + 1], on_ring[#on_ring + 2] = '0', ring
-      end
-      f.ring = ring
-    end
-    if debt ~= f.debt then
-      off_debt[#off_debt + 1] = f.debt
-      if debt then
-        on_debt[#on_debt + 1], on_debt[#on_debt + 2] = '0', debt
-        c.owed = true
-      end
-      f.debt = debt
-    end
-    local raw = (ring or debt or f.running > 0) and format('%d %d %d', f.pass, f.queued, f.running)
-    if raw ~= f.raw then
-      if raw then
-        set[#set + 1], set[#set + 2] = key, raw
-      elseif f.raw then
-        gone[#gone + 1] = key
-      end
-      f.raw = raw
-    end
-  end
-  core.write('HDEL', TAG, gone)
-  core.write('ZREM', RING, off_ring)
-  core.write('ZREM', DEBT, off_debt)
-  core.write('HSET', TAG, set)
-  core.write('ZADD', RING, on_ring)
-  core.write('ZADD', DEBT, on_debt)
-end
-
--- A class remembers what absent tenants owe only while it means anything, and of 1024 tenants at most.
-function core.forgive(c)
-  local owing = call('ZRANGEBYLEX', DEBT, c.from, format('(%d:%016d;', c.rank, c.virtual), 'LIMIT', 0, 100)
-  local most = call('ZLEXCOUNT', DEBT, c.from, c.to) - #owing - 1024
-  if most > 0 then
-    owing = call('ZRANGEBYLEX', DEBT, c.from, c.to, 'LIMIT', 0, #owing + most)
-  end
-  local keys = {}
-  for i, member in ipairs(owing) do
-    keys[i] = c.rank .. ':' .. sub(member, 20)
-    pool.flows[keys[i]] = nil
-  end
-  core.write('ZREM', DEBT, owing)
-  core.write('HDEL', TAG, keys)
-end
-
-function core.flush_dedup()
-  local gone, set = {}, {}
-  for key in pairs(pool.new_dedup) do
-    local id = pool.dedup[key]
-    if id then
-      set[#set + 1], set[#set + 2] = key, id
-    else
-      gone[#gone + 1] = key
-    end
-  end
-  pool.new_dedup = {}
-  core.write('HDEL', DEDUP, gone)
-  core.write('HSET', DEDUP, set)
-end
-
-function core.flush_procs()
-  for name, p in pairs(pool.procs) do
-    local raw = (p.running > 0 or p.hungry > 0) and p.running .. ' ' .. p.hungry or nil
-    if raw ~= p.raw then
-      if raw then
-        call('HSET', PROCS, name, raw)
-      else
-        call('HDEL', PROCS, name)
-      end
-    end
-  end
-end
-
-function core.flush_queue()
-  local words = {
-    'queue',
-    format(
-      'now=%d number=%d paused=%d enqueued=%d succeeded=%d failed=%d retried=%d handed_back=%d redelivered=%d dead=%d '
-        .. 'stale=%d',
-      now, pool.number, pool.paused, pool.enqueued, pool.succeeded, pool.failed, pool.retried, pool.handed_back,
-      pool.redelivered, pool.dead, pool.stale
-    ),
-  }
-  for rank, c in pairs(pool.classes) do
-    if c.owed then -- Somebody was charged or left.
-      core.forgive(c)
-    end
-    if c.queued + c.delayed + c.running + c.paused + c.virtual == 0 then
-      if c.raw then
-        call('HDEL', JST, 'class' .. rank)
-      end
-    else
-      local raw = format(
-        'queued=%d delayed=%d running=%d paused=%d virtual=%d', c.queued, c.delayed, c.running, c.paused, c.virtual
-      )
-      if raw ~= c.raw then
-        words[#words + 1], words[#words + 2] = 'class' .. rank, raw
-      end
-    end
-  end
-  call('HSET', JST, unpack(words))
-end
-
--- ------------------------------------------------------------------ what time does
-
-function core.bury_it(j, kind, error)
-  j.failures, j.at, j.expires, j.by, j.res = j.failures + 1, pool.time, format('%016d', now + dead_ttl), kind, error
-  core.finish(j)
-  pool.dead = pool.dead + 1
-end
-
--- The jobs of a process come back to where they were.
-function core.strip(name, died)
-  local members = call('ZRANGEBYLEX', TAKEN, '[' .. name .. ':', '(' .. name .. ';', 'LIMIT', 0, pool.moves)
-  local ids = {}
-  for i, member in ipairs(members) do
-    ids[i] = sub(member, 18)
-  end
-  core.load(ids)
-  pool.moves = pool.moves - #ids
-  for i, id in ipairs(ids) do
-    local j = core.job(id)
-    if not j then
-      call('ZREM', TAKEN, members[i])
-    elseif not died then
-      core.refund(j)
-      core.line_up(j)
-      pool.handed_back = pool.handed_back + 1
-    else
-      j.lost = j.lost + 1
-      if j.lost >= most_lost then
-        core.move(j, 'dead')
-        local times = j.lost == 1 and 'once' or j.lost .. ' times'
-        core.bury_it(j, 'killed', '{"error": "the process that ran it died, ' .. times .. '", "traceback": ""}')
-      else
-        core.line_up(j)
-        pool.redelivered = pool.redelivered + 1
-      end
-    end
-  end
-end
-
-function core.sate(name)
-  local p = core.process(name)
-  if p.hungry > 0 then
-    p.hungry = 0
-    call('HDEL', HUNGRY, name)
-  end
-end
-
--- Look which processes live.
-function core.look_for_life(asks)
-  local stored = call('HGETALL', PROCS)
-  local names = {}
-  for i = 1, #stored, 2 do
-    local running, hungry = match(stored[i + 1], '^(%d+) (%d+)$')
-    pool.procs[stored[i]] = { raw = stored[i + 1], running = tonumber(running), hungry = tonumber(hungry) }
-    names[#names + 1] = stored[i]
-  end
-  if asks and not pool.procs[me] then
-    names[#names + 1] = me
-  end
-  if #names > 0 then
-    for i, ends in ipairs(call('ZMSCORE', LEASE, unpack(names))) do
-      pool.alive[names[i]] = ends and tonumber(ends) > now
-    end
-  end
-end
-
-function core.reap()
-  for name, p in pairs(pool.procs) do
-    if not pool.alive[name] then
-      core.sate(name)
-      if p.running > 0 and pool.moves > 0 then
-        core.strip(name, true)
-      end
-    end
-  end
-end
-
--- What stands in one of the lines ordered by time, and its time has come.
-function core.due(key, most)
-  local ids = {}
-  for i, member in ipairs(call('ZRANGEBYLEX', key, '-', format('(%016d;', now), 'LIMIT', 0, most)) do
-    ids[i] = sub(member, 18)
-  end
-  return ids
-end
-
-function core.wake_delayed()
-  local ids = core.due(DELAYED, pool.moves)
-  core.load(ids)
-  pool.moves = pool.moves - #ids
-  for _, id in ipairs(ids) do
-    local j = core.job(id)
-    if j then
-      core.line_up(j)
-    end
-  end
-end
-
-function core.expire(most)
-  for _, key in ipairs({ DEAD, KEPT }) do
-    local ids = core.due(key, most)
-    if #ids > 0 then
-      local members = call('ZRANGE', key, 0, #ids - 1)
-      core.write('ZREM', key, members)
-      core.write('HDEL', JOB, ids)
-      core.write('HDEL', BODY, ids)
-      core.write('HDEL', RES, ids)
-      most = most - #ids
-    end
-  end
-end
-
--- ------------------------------------------------------------------ operations
-
-function core.room()
-  if max_queue_size == 0 then
-    return true
-  end
-  local total = 0
-  for _, c in pairs(pool.classes) do
-    total = total + c.queued + c.delayed
-  end
-  return total < max_queue_size
-end
-
-function core.put(id, rank, tenant, charge, delay, key, watcher, body)
-  if core.job(id) then
-    return DONE -- The reply to an earlier call was lost.
-  end
-  local other = key ~= '' and core.dedup(key)
-  if other then
-    return { 6, other }
-  elseif not core.room() then
-    return FULL
-  end
-  if key ~= '' then
-    core.set_dedup(key, id)
-  end
-  pool.number, pool.enqueued = pool.number + 1, pool.enqueued + 1
-  local number, due, state = format('%015d', pool.number), '-', 'queued'
-  rank, delay = tonumber(rank), tonumber(delay)
-  if delay > 0 then
-    due, state = core.due_after(delay), 'delayed'
-  end
-  local record = state .. ' 0 - 0,0,0,-,-,' .. due .. ',- ' .. (watcher == '' and '-' or watcher) .. ' ' .. rank .. ' '
-    .. number .. ' ' .. charge .. ' ' .. pool.time .. ' ' .. #key .. ' ' .. key .. tenant
-  if delay > 0 then
-    local j = core.decode(id, record)
-    j.state, j.stored, j.body = 'new', false, body
-    pool.jobs[id] = j
-    core.move(j, state)
+    core.wake_tenant(f)
+    c.queued, f.queued, c.fresh = c.queued + 1, f.queued + 1, c.fresh + 1
+    pool.free = pool.free and pool.free - 1
+    local plain = core.plain()
+    local records, bodies, ready = plain.records, plain.bodies, plain.ready
+    local n = #records
+    records[n + 1], records[n + 2] = id, record
+    n = #ready
+    bodies[n + 1], bodies[n + 2] = id, body
+    ready[n + 1], ready[n + 2] = '0', f.prefix .. number .. ':' .. id .. manner.suffix
+    pool.jobs[id] = record
     return DONE
   end
-  local c = core.class(rank)
-  local f = core.flow(c, tenant)
-  core.wake_tenant(f)
-  c.queued, f.queued = c.queued + 1, f.queued + 1
-  pool.fresh[rank] = (pool.fresh[rank] or 0) + 1
-  local bodies = core.plainly(id, record, READY, f.prefix .. number .. ':' .. id .. ':' .. charge).bodies
-  bodies[#bodies + 1], bodies[#bodies + 2] = id, body
-  return DONE
-end
 
--- Byte by byte, as in `j:ring`; Lua's own comparison goes by the server's locale.
-function core.sorts_before(a, b)
-  for i = 1, min(#a, #b) do
-    local x, y = byte(a, i), byte(b, i)
-    if x ~= y then
-      return x < y
+  -- Byte by byte, as in `j:ring`; Lua's own comparison goes by the server's locale.
+  function core.sorts_before(a, b)
+    for i = 1, min(#a, #b) do
+      local x, y = byte(a, i), byte(b, i)
+      if x ~= y then
+        return x < y
+      end
+    end
+    return #a < #b
+  end
+
+  local function served_before(f, g)
+    local p, q = f.pass, g.pass
+    if p ~= q then
+      return p < q
+    end
+    p, q = f.order, g.order
+    return p < q or p == q and core.sorts_before(f.tenant, g.tenant)
+  end
+
+  -- Have each tenant say by a number where its name sorts: six bytes of it, after those that all have in common.
+  local function put_in_order(flows)
+    local common = flows[1] and flows[1].tenant
+    for _, f in ipairs(flows) do
+      while sub(f.tenant, 1, #common) ~= common do
+        common = sub(common, 1, -2)
+      end
+    end
+    for _, f in ipairs(flows) do
+      local order, first = 0, #common + 1
+      for i = first, first + 5 do
+        order = order * 256 + (byte(f.tenant, i) or 0)
+      end
+      f.order = order
     end
   end
-  return #a < #b
-end
 
-function core.served_before(f, g)
-  return f.pass < g.pass or f.pass == g.pass and core.sorts_before(f.tenant, g.tenant)
-end
-
--- Let a tenant sink to its place in a heap of them.
-function core.sink(heap, i, size)
-  local f = heap[i]
-  while 2 * i <= size do
-    local child = 2 * i
-    if child < size and core.served_before(heap[child + 1], heap[child]) then
-      child = child + 1
+  -- Let a tenant sink to its place in a heap of them.
+  local function sink(heap, i, size)
+    local f = heap[i]
+    while 2 * i <= size do
+      local child = 2 * i
+      if child < size and served_before(heap[child + 1], heap[child]) then
+        child = child + 1
+      end
+      if not served_before(heap[child], f) then
+        break
+      end
+      heap[i] = heap[child]
+      i = child
     end
-    if not core.served_before(heap[child], f) then
-      break
-    end
-    heap[i] = heap[child]
-    i = child
+    heap[i] = f
   end
-  heap[i] = f
-end
 
-function core.names(text)
-  local names, seen = {}, {}
-  for name in gmatch(text, '\n([^\n]*)') do
-    if not seen[name] then
-      seen[name] = true
-      names[#names + 1] = name
+  function core.names(text)
+    local names, seen = {}, {}
+    for name in gmatch(text, '\n([^\n]*)') do
+      if not seen[name] then
+        seen[name] = true
+        names[#names + 1] = name
+      end
     end
+    return names
   end
-  return names
-end
 
--- Pick jobs in fair order, of some tenants or of all.
-function core.pick(c, tenants, most, picked, members, takers)
-  if tenants == '*' then
-    core.flush_flows()
+  -- Tenants in the order of service.
+  function core.first_tenants(c, most)
+    core.flush_ring()
     local names = {}
-    for i, member in ipairs(call('ZRANGEBYLEX', RING, c.from, c.to, 'LIMIT', 0, most - #picked)) do
+    for i, member in ipairs(call('ZRANGEBYLEX', RING, c.from, c.to, 'LIMIT', 0, most)) do
       names[i] = sub(member, 20)
     end
-    tenants = names
-  else
-    tenants = core.names(tenants)
+    return names
   end
-  local heap, size = {}, 0
-  for _, f in ipairs(core.flows(c, tenants)) do
-    if f.queued > 0 then
-      size = size + 1
-      heap[size] = f
-      f.after, f.line, f.next = '[' .. f.prefix, {}, 1
+
+  -- Pick jobs in fair order, of some tenants or of all: ids, where they stand, and whose they are.
+  function core.pick(c, tenants, most, ids, members, takers)
+    tenants = tenants == '*' and core.first_tenants(c, most - #ids) or core.names(tenants)
+    local heap, size = {}, 0
+    for _, f in ipairs(core.flows(c, tenants)) do
+      if f.queued > 0 then
+        size = size + 1
+        heap[size] = f
+        f.after, f.line, f.next, f.at = '[' .. f.prefix, {}, 1, #f.prefix + 17
+      end
     end
-  end
-  for i = floor(size / 2), 1, -1 do
-    core.sink(heap, i, size)
-  end
-  local portion = size > 0 and floor((most - #picked) / size) + 1
-  while size > 0 and #picked < most do
-    local f = heap[1]
-    local member = f.line[f.next]
-    if not member then
-      f.line = call('ZRANGEBYLEX', READY, f.after, '(' .. sub(f.prefix, 1, -2) .. ';', 'LIMIT', 0, portion)
-      f.next, member = 1, f.line[1]
-      portion = min(2 * portion, 256)
+    put_in_order(heap)
+    for i = floor(size / 2), 1, -1 do
+      sink(heap, i, size)
     end
-    if not member then -- Its last is picked.
-      f.gone = true
+    local portion, n, virtual = size > 0 and floor((most - #ids) / size) + 1, #ids, c.virtual
+    while size > 0 and n < most do
+      local f = heap[1]
+      local member = f.line[f.next]
+      if not member then
+        f.line = call('ZRANGEBYLEX', READY, f.after, '(' .. sub(f.prefix, 1, -2) .. ';', 'LIMIT', 0, portion)
+        f.next, member = 1, f.line[1]
+        f.after = '(' .. (f.line[#f.line] or '')
+        portion = min(2 * portion, 256)
+      end
+      if member then
+        n = n + 1
+        ids[n], members[n], takers[n] = sub(member, f.at, f.at + 23), member, f
+        local pass = f.pass
+        virtual = pass > virtual and pass or virtual
+        f.next, f.queued, f.pass = f.next + 1, f.queued - 1, pass + sub(member, f.at + 25)
+      end
+      if not member or f.queued == 0 then -- Its last is picked.
+        heap[1], heap[size] = heap[size], nil
+        size = size - 1
+      end
+      if size > 0 then
+        sink(heap, 1, size)
+      end
+    end
+    c.virtual = virtual
+  end
+
+  function core.take(rank, most, tenants, steal)
+    if not pool.alive[me] then
+      return STALE
+    end
+    local c = core.class(tonumber(rank))
+    local answer = { 7, c.rank }
+    if pool.paused + c.paused > 0 or c.queued == 0 then
+      return answer
+    end
+    core.flush_jobs()
+    local ids, members, takers = {}, {}, {}
+    most = min(tonumber(most), 256)
+    core.pick(c, tenants, most, ids, members, takers)
+    if #ids < most and tenants ~= '*' and steal ~= '=' then
+      core.pick(c, steal, most, ids, members, takers)
+    end
+    local n = #ids
+    if n == 0 then
+      return answer
+    end
+    local found, bodies, jobs = core.read(JOB, ids), core.read(BODY, ids), pool.jobs
+    local records, taken, k = {}, {}, 0
+    local begun, mine = BEGUN .. pool.time .. ',' .. pool.time .. ',-,- ', me .. ':'
+    local last, fresh = ' ' .. pool.time .. ' ', #QUEUED
+    for i = 1, n do
+      local id, f, record, told = ids[i], takers[i], found[i], nil
+      if record then -- Else somebody else has deleted it.
+        if sub(record, 1, fresh) == QUEUED then
+          told = id .. ' 1 1 0 ' .. sub(record, fresh + 17, fresh + 32) .. last .. f.tenant
+          record = begun .. sub(record, fresh + 1)
+        else
+          record, told = core.deliver(id, record)
+        end
+        jobs[id] = record
+        f.running = f.running + 1
+        answer[k + 3], answer[k + 4] = told, bodies[i] or ''
+        records[k + 1], records[k + 2] = id, record
+        taken[k + 1], taken[k + 2] = '0', mine .. id
+        k = k + 2
+      end
+    end
+    local p = core.process(me)
+    c.queued, c.running, p.running = c.queued - n, c.running + k / 2, p.running + k / 2
+    c.owed, pool.free = true, nil
+    core.write('ZREM', READY, members)
+    core.write('HSET', JOB, records)
+    core.write('ZADD', TAKEN, taken)
+    return answer
+  end
+
+  -- The usual case: the first delivery of a job that was never handed back, has no key, and for which nobody waits.
+  function core.done_plainly(id, delivery, result, ttl)
+    local record, at = pool.jobs[id], #BEGUN
+    if delivery ~= '1' or type(record) ~= 'string' or sub(record, 1, at) ~= BEGUN or byte(record, at + 72) ~= 45 then
+      return false
+    end
+    local kind = core.kind(sub(record, at + 74))
+    if kind.key ~= '' then
+      return false
+    end
+    local f = core.account(kind)
+    local c, p = f.class, core.process(me)
+    c.running, f.running, p.running = c.running - 1, f.running - 1, p.running - 1
+    local plain = core.plain()
+    plain.taken[#plain.taken + 1] = me .. ':' .. id
+    if ttl == '0' then
+      plain.gone[#plain.gone + 1] = id
+      pool.jobs[id] = false
     else
-      f.next, f.after = f.next + 1, '(' .. member
-      local id, charge = match(member, '^(%x+):(%d+)$', #f.prefix + 17)
-      picked[#picked + 1] = id
-      members[#picked], takers[#picked] = member, f
-      f.queued = f.queued - 1
-      c.virtual = max(c.virtual, f.pass)
-      f.pass = f.pass + tonumber(charge)
-      f.gone = f.queued == 0
-      c.owed = true
+      local records, results, kept = plain.records, plain.results, plain.kept
+      local expires = core.due_after(ttl)
+      record = 'done 1 - 1,0,0,' .. sub(record, at + 1, at + 34) .. pool.time .. ',' .. expires .. sub(record, at + 38)
+      local n = #records
+      records[n + 1], records[n + 2] = id, record
+      n = #kept
+      results[n + 1], results[n + 2] = id, result
+      kept[n + 1], kept[n + 2] = '0', expires .. ':' .. id
+      pool.jobs[id] = record
     end
-    if f.gone then
-      heap[1], heap[size], f.gone = heap[size], nil, nil
-      size = size - 1
-    end
-    if size > 0 then
-      core.sink(heap, 1, size)
-    end
+    core.rest(c)
+    return true
   end
-end
 
-function core.take(rank, most, tenants, steal)
-  if not pool.alive[me] then
-    return STALE
-  end
-  local c = core.class(tonumber(rank))
-  local answer = { 7, c.rank }
-  if pool.paused + c.paused > 0 or c.queued == 0 then
-    return answer
-  end
-  core.flush_jobs()
-  local picked, members, takers = {}, {}, {}
-  most = min(tonumber(most), 256)
-  core.pick(c, tenants, most, picked, members, takers)
-  if #picked < most and tenants ~= '*' and steal ~= '=' then
-    core.pick(c, steal, most, picked, members, takers)
-  end
-  if #picked == 0 then
-    return answer
-  end
-  core.load(picked)
-  local bodies = core.read(BODY, picked)
-  local p = core.process(me)
-  local times = pool.time .. ',' .. pool.time
-  local begun, n = 'running 1 ' .. me .. ' 0,0,0,' .. times .. ',-,- ', 2
-  for i = 1, #picked do
-    local id = picked[i]
-    local record, rest, enqueued = core.record(id), nil, nil
-    if record then
-      rest, enqueued = match(record, '^queued 0 %- 0,0,0,%-,%-,%-,%- (%S+ %d %d+ %d+ (%d+) .*)$')
+  function core.done(id, delivery, result, ttl)
+    if not core.done_plainly(id, delivery, result, ttl) then
+      local j = core.mine(id, delivery)
+      if not j then
+        return STALE
+      end
+      core.succeed(j, result, ttl)
     end
-    local j = not rest and core.job(id)
-    c.queued = c.queued - 1
-    if rest then
-      local f = takers[i]
-      c.running, f.running, p.running = c.running + 1, f.running + 1, p.running + 1
-      core.plainly(id, begun .. rest, TAKEN, me .. ':' .. id, READY, members[i])
-      answer[n + 1], answer[n + 2] = id, '1 1 0 ' .. enqueued .. ' ' .. pool.time
-      answer[n + 3], answer[n + 4] = f.tenant, bodies[i] or ''
-      n = n + 4
-    elseif j then
-      local f = core.account(j)
-      j.moved, j.was_key, j.was = true, READY, members[i]
-      c.running, f.running, p.running = c.running + 1, f.running + 1, p.running + 1
-      j.state, j.by, j.delivery = 'running', me, j.delivery + 1
-      core.unfold(j)
-      j.started, j.first = pool.time, j.first == '-' and pool.time or j.first
-      core.change(j)
-      answer[n + 1] = id
-      answer[n + 2] = j.delivery .. ' ' .. j.failures + 1 .. ' ' .. j.backs .. ' ' .. j.enqueued .. ' ' .. j.first
-      answer[n + 3], answer[n + 4] = j.tenant, bodies[i] or ''
-      n = n + 4
-    end
-  end
-  return answer
-end
-
--- The job, if this process has that delivery of it.
-function core.mine(id, delivery)
-  local j = core.job(id)
-  if j and j.state == 'running' and j.by == me and tonumber(j.delivery) == tonumber(delivery) then
-    return j
-  end
-  pool.stale = pool.stale + 1
-end
-
--- The usual case: the first delivery of a job that was never handed back, has no key, and for which nobody waits.
-function core.done_plainly(id, delivery, result, ttl)
-  local record = core.record(id)
-  if not record or ttl <= 0 then
-    return false
-  end
-  local number, by, first, started, fixed, rank, tenant =
-    match(record, '^running (%d+) (%x+) 0,0,0,(%d+),(%d+),%-,%- %- ()(%d) %d+ %d+ %d+ 0 (.*)$')
-  if by ~= me or number ~= delivery then
-    return false
-  end
-  local c, p, expires = core.class(tonumber(rank)), core.process(me), format('%016d', now + ttl)
-  local f = core.flow(c, tenant)
-  c.running, f.running, p.running = c.running - 1, f.running - 1, p.running - 1
-  local kept = 'done ' .. number .. ' - 1,0,0,' .. first .. ',' .. started .. ',' .. pool.time .. ',' .. expires .. ' - '
-    .. sub(record, fixed)
-  local res = core.plainly(id, kept, KEPT, expires .. ':' .. id, TAKEN, me .. ':' .. id).res
-  res[#res + 1], res[#res + 2] = id, result
-  core.rest(c)
-  return true
-end
-
-function core.done(id, delivery, result, ttl)
-  ttl = tonumber(ttl)
-  if core.done_plainly(id, delivery, result, ttl) then
     pool.succeeded = pool.succeeded + 1
     return DONE
   end
-  local j = core.mine(id, delivery)
-  if not j then
-    return STALE
+
+  -- When a job is due after some microseconds.
+  function core.due_after(delay)
+    return format('%016d', now + delay)
   end
-  pool.succeeded = pool.succeeded + 1
-  if ttl > 0 then
-    core.move(j, 'done')
-    j.failures, j.at, j.expires, j.by, j.res = j.failures + 1, pool.time, format('%016d', now + ttl), '-', result
+
+  function core.tick()
+    return DONE
+  end
+
+  -- ---------------------------------------------------------------- writing
+
+  function core.ring_member(f, pass)
+    return format('%d:%016d:', f.class.rank, pass) .. f.tenant
+  end
+
+  function core.flush_ring()
+    local off, on = {}, {}
+    for _, f in pairs(pool.flows) do
+      local pass = f.queued > 0 and f.pass
+      if pass ~= f.rung then
+        if f.rung then
+          off[#off + 1] = core.ring_member(f, f.rung)
+        end
+        if pass then
+          on[#on + 1], on[#on + 2] = '0', core.ring_member(f, pass)
+        end
+        f.rung = pass
+      end
+    end
+    core.write('ZREM', RING, off)
+    core.write('ZADD', RING, on)
+  end
+
+  function core.flush_flows()
+    core.flush_ring()
+    local gone, set, off, on = {}, {}, {}, {}
+    for key, f in pairs(pool.flows) do
+      local c = f.class
+      local owes = f.queued + f.running == 0 and f.pass > c.virtual and f.pass
+      if owes ~= f.owes then
+        if f.owes then
+          off[#off + 1] = core.ring_member(f, f.owes)
+        end
+        if owes then
+          on[#on + 1], on[#on + 2] = '0', core.ring_member(f, owes)
+          c.owed = true
+        end
+        f.owes = owes
+      end
+      local raw = (owes or f.queued + f.running > 0) and format('%d %d %d', f.pass, f.queued, f.running)
+      if raw ~= f.raw then
+        if raw then
+          set[#set + 1], set[#set + 2] = key, raw
+        else
+          gone[#gone + 1] = key
+        end
+        f.raw = raw
+      end
+    end
+    core.write('HDEL', TAG, gone)
+    core.write('ZREM', DEBT, off)
+    core.write('HSET', TAG, set)
+    core.write('ZADD', DEBT, on)
+  end
+
+  -- A class remembers what absent tenants owe only while it means anything, and of 1024 tenants at most.
+  function core.forgive(c)
+    local owing = call('ZRANGEBYLEX', DEBT, c.from, format('(%d:%016d;', c.rank, c.virtual), 'LIMIT', 0, 100)
+    local most = call('ZLEXCOUNT', DEBT, c.from, c.to) - #owing - 1024
+    if most > 0 then
+      owing = call('ZRANGEBYLEX', DEBT, c.from, c.to, 'LIMIT', 0, #owing + most)
+    end
+    local keys = {}
+    for i, member in ipairs(owing) do
+      keys[i] = c.rank .. ':' .. sub(member, 20)
+      pool.flows[keys[i]] = nil
+    end
+    core.write('ZREM', DEBT, owing)
+    core.write('HDEL', TAG, keys)
+  end
+
+  -- What became of the classes.
+  function core.flush_classes(words)
+    for rank, c in pairs(pool.classes) do
+      if c.owed then -- Somebody was charged or left.
+        core.forgive(c)
+      end
+      if c.queued + c.delayed + c.running + c.paused + c.virtual == 0 then
+        if c.raw then
+          call('HDEL', JST, 'class' .. rank)
+        end
+      else
+        local raw = format(
+          'queued=%d delayed=%d running=%d paused=%d virtual=%d', c.queued, c.delayed, c.running, c.paused, c.virtual
+        )
+        if raw ~= c.raw then
+          words[#words + 1], words[#words + 2] = 'class' .. rank, raw
+        end
+      end
+    end
+  end
+
+  function core.flush_procs()
+    for name, p in pairs(pool.procs) do
+      local raw = p.running + p.hungry > 0 and p.running .. ' ' .. p.hungry
+      if raw ~= p.raw then
+        if raw then
+          call('HSET', PROCS, name, raw)
+        elseif p.raw then
+          call('HDEL', PROCS, name)
+        end
+      end
+    end
+  end
+end
+
+-- ------------------------------------------------------------------ what else becomes of a job
+
+local function apart()
+  -- state delivery by failures,lost,backs,first,started,at,expires number enqueued watchers rank charge
+  -- length-of-key key tenant
+  --
+  -- in one line. `by` is the process that runs it, or the kind of its death. `lost` counts deliveries to processes that
+  -- died since. `first` is when the first attempt was delivered, `started` the latest. `at` is when a delayed one is
+  -- due, and when another ended. What is said from `rank` on does not change, see `core.kind`. The history of most jobs
+  -- is not looked at either, so it is taken apart only when it is asked for.
+
+  function core.unfold(j)
+    if j.history then
+      j.failures, j.lost, j.backs, j.first, j.started, j.at, j.expires =
+        match(j.history, '^(%d+),(%d+),(%d+),([^,]+),([^,]+),([^,]+),([^,]+)$')
+      j.history = false
+    end
+  end
+
+  local folded = {
+    __index = function(j, name)
+      core.unfold(j)
+      return rawget(j, name)
+    end,
+  }
+
+  function core.decode(id, record)
+    local state, delivery, by, history, number, enqueued, watchers, what =
+      match(record, '^(%l+) (%d+) (%S+) (%S+) (%d+) (%d+) (%S+) (.*)$')
+    local kind = core.kind(what)
+    -- Made in one piece: a table that grows is copied again and again.
+    return setmetatable({
+      id = id, state = state, delivery = delivery, by = by, history = history, number = number, enqueued = enqueued,
+      watchers = watchers, kind = kind, rank = kind.rank, charge = kind.charge, dedup = kind.key, tenant = kind.tenant,
+      stored = true, changed = false, moved = false, was_key = false, was = false, body = false, res = false,
+    }, folded)
+  end
+
+  function core.encode(j)
+    local history = j.history
+      or j.failures .. ',' .. j.lost .. ',' .. j.backs .. ',' .. j.first .. ',' .. j.started .. ',' .. j.at .. ','
+        .. j.expires
+    return j.state .. ' ' .. j.delivery .. ' ' .. j.by .. ' ' .. history .. ' ' .. j.number .. ' ' .. j.enqueued .. ' '
+      .. j.watchers .. ' ' .. j.kind.what
+  end
+
+  -- In which line a job stands, and as what.
+  function core.place(j)
+    local state = j.state
+    if state == 'queued' then
+      return READY, core.account(j.kind).prefix .. j.number .. ':' .. j.id .. ':' .. j.charge
+    elseif state == 'running' then
+      return TAKEN, j.by .. ':' .. j.id
+    elseif state == 'delayed' then
+      return DELAYED, j.at .. ':' .. j.id
+    elseif state == 'dead' then
+      return DEAD, j.expires .. ':' .. j.id
+    elseif state == 'done' then
+      return KEPT, j.expires .. ':' .. j.id
+    end
+  end
+
+  -- Remember where a job stands in the keys, before anything of that changes.
+  function core.leave_place(j)
+    j.moved = true
+    if j.stored and not j.was then
+      j.was_key, j.was = core.place(j)
+    end
+  end
+
+  function core.job(id)
+    if pool.jobs[id] == nil then
+      core.load({ id })
+    end
+    local j = pool.jobs[id]
+    if type(j) == 'string' then
+      j = core.decode(id, j)
+      pool.jobs[id] = j
+    end
+    return j and j.state ~= 'gone' and j or nil
+  end
+
+  function core.change(j)
+    if not j.changed then
+      j.changed = true
+      pool.changed[#pool.changed + 1] = j
+    end
+  end
+
+  -- Count a job in or out where it stands: 1 or -1.
+  function core.count(j, sign)
+    local c, state = core.class(j.rank), j.state
+    pool.free = nil
+    if state == 'delayed' then
+      c.delayed = c.delayed + sign
+    elseif state == 'queued' or state == 'running' then
+      local f = core.account(j.kind)
+      if state == 'queued' then
+        core.wake_tenant(f)
+      end
+      c[state], f[state] = c[state] + sign, f[state] + sign
+      if state == 'running' then
+        local p = core.process(j.by)
+        p.running = p.running + sign
+      end
+    end
+  end
+
+  -- From where it is to another state.
+  function core.move(j, state)
+    core.leave_place(j)
+    core.count(j, -1)
+    if j.state == 'running' then
+      j.by = '-'
+    end
+    j.state = state
+    core.count(j, 1)
+    core.change(j)
+  end
+
+  function core.line_up(j)
+    core.leave_place(j)
+    core.unfold(j)
+    j.at = '-'
+    core.move(j, 'queued')
+    local c = core.class(j.rank)
+    c.fresh = c.fresh + 1
+  end
+
+  -- Now, or after some microseconds.
+  function core.line_up_later(j, delay)
+    if delay > 0 then
+      core.leave_place(j)
+      core.unfold(j)
+      j.at = core.due_after(delay)
+      core.move(j, 'delayed')
+    else
+      core.line_up(j)
+    end
+  end
+
+  function core.put_later(id, record, delay, body)
+    local j = core.decode(id, record)
+    j.state, j.stored, j.body = 'new', false, body
+    pool.jobs[id] = j
+    core.line_up_later(j, delay)
+  end
+
+  -- A queued job that has a history is delivered to this process: as it is kept then, and what is told of it.
+  function core.deliver(id, record)
+    local j = core.decode(id, record)
+    j.state, j.by, j.delivery = 'running', me, j.delivery + 1
+    core.unfold(j)
+    j.started, j.first = pool.time, j.first == '-' and pool.time or j.first
+    local told = id .. ' ' .. j.delivery .. ' ' .. j.failures + 1 .. ' ' .. j.backs .. ' ' .. j.enqueued .. ' ' .. j.first
+      .. ' ' .. j.tenant
+    return core.encode(j), told
+  end
+
+  -- It is over: whoever asked hears of it, and its key is free.
+  function core.finish(j)
+    if j.dedup ~= '' and core.dedup(j.dedup) == j.id then
+      core.set_dedup(j.dedup, false)
+    end
+    if j.watchers ~= '-' then
+      for process in gmatch(j.watchers, '[^,]+') do
+        core.tell(process, 'end ' .. j.id)
+      end
+      j.watchers = '-'
+    end
+    core.rest(core.class(j.rank))
+  end
+
+  function core.tell(process, line)
+    if process == me then
+      pool.told[#pool.told + 1] = line
+      return
+    end
+    local lines = pool.messages[process]
+    if lines then
+      lines[#lines + 1] = line
+    else
+      pool.messages[process] = { line }
+    end
+  end
+
+  function core.set_dedup(key, id)
+    pool.dedup[key] = id
+    pool.new_dedup[key] = true
+  end
+
+  function core.dedup(key)
+    local id = pool.dedup[key]
+    if id == nil then
+      id = call('HGET', DEDUP, key)
+      pool.dedup[key] = id
+    end
+    return id
+  end
+
+  -- Nothing more of it is kept.
+  function core.forget(j)
+    core.move(j, 'gone')
     core.finish(j)
-  else
-    core.forget(j)
   end
-  return DONE
-end
 
-function core.retry(id, delivery, delay, error)
-  local j = core.mine(id, delivery)
-  if not j then
-    return STALE
+  function core.watch(j, process)
+    if process ~= '' and not string.find(',' .. j.watchers .. ',', ',' .. process .. ',', 1, true) then
+      local watchers = j.watchers == '-' and process or j.watchers .. ',' .. process
+      j.watchers = sub(watchers, -(17 * 32 - 1)) -- The newest 32.
+      core.change(j)
+    end
   end
-  pool.failed, pool.retried = pool.failed + 1, pool.retried + 1
-  j.failures, j.res = j.failures + 1, error
-  core.line_up_later(j, tonumber(delay))
-  core.rest(core.class(j.rank))
-  return DONE
-end
 
--- It was not run: its tenant is not charged.
-function core.refund(j)
-  local f = core.account(j)
-  f.pass = max(0, f.pass - tonumber(j.charge))
-  if j.failures + j.lost == 0 then
-    j.first = '-'
+  -- ---------------------------------------------------------------- writing
+
+  function core.flush_changed()
+    local changed = pool.changed
+    pool.changed = {}
+    local records, bodies, res, gone, no_res = {}, {}, {}, {}, {}
+    local added, removed = {}, {}
+    for i = 1, #changed do
+      local j = changed[i]
+      local id = j.id
+      j.changed = false
+      if j.moved then
+        local key, member = core.place(j)
+        j.moved = false
+        if j.was then
+          local list = removed[j.was_key] or {}
+          list[#list + 1], removed[j.was_key] = j.was, list
+        end
+        if member then
+          local list = added[key] or {}
+          list[#list + 1], list[#list + 2], added[key] = '0', member, list
+        end
+        j.was_key, j.was, j.stored = key, member, true
+      end
+      if j.state == 'gone' then
+        gone[#gone + 1] = id
+        if not j.history or sub(j.history, 1, 2) ~= '0,' then -- Else it never had any.
+          no_res[#no_res + 1] = id
+        end
+        pool.jobs[id] = false
+      else
+        records[#records + 1], records[#records + 2] = id, core.encode(j)
+        if j.body then
+          bodies[#bodies + 1], bodies[#bodies + 2], j.body = id, j.body, false
+        end
+        if j.res then
+          if j.res == '' then
+            no_res[#no_res + 1] = id
+          else
+            res[#res + 1], res[#res + 2] = id, j.res
+          end
+          j.res = false
+        end
+      end
+    end
+    core.write('HDEL', JOB, gone)
+    core.write('HDEL', BODY, gone)
+    core.write('HDEL', RES, no_res)
+    for key, members in pairs(removed) do
+      core.write('ZREM', key, members)
+    end
+    core.write('HSET', JOB, records)
+    core.write('HSET', BODY, bodies)
+    core.write('HSET', RES, res)
+    for key, members in pairs(added) do
+      core.write('ZADD', key, members)
+    end
   end
-end
 
-function core.back(id, delivery, delay, counted)
-  local j = core.mine(id, delivery)
-  if not j then
-    return STALE
+  function core.flush_dedup()
+    local gone, set = {}, {}
+    for key in pairs(pool.new_dedup) do
+      local id = pool.dedup[key]
+      if id then
+        set[#set + 1], set[#set + 2] = key, id
+      else
+        gone[#gone + 1] = key
+      end
+    end
+    pool.new_dedup = {}
+    core.write('HDEL', DEDUP, gone)
+    core.write('HSET', DEDUP, set)
   end
-  pool.handed_back = pool.handed_back + 1
-  j.backs = j.backs + tonumber(counted)
-  core.refund(j)
-  core.line_up_later(j, tonumber(delay))
-  core.rest(core.class(j.rank))
-  return DONE
-end
 
-local FAILURES = { failed = 1, timeout = 1, permanent = 1, ['bad-result'] = 1 }
+  -- ---------------------------------------------------------------- what time does
 
-function core.bury(id, delivery, kind, error)
-  local j = core.mine(id, delivery)
-  if not j then
-    return STALE
+  function core.bury_it(j, kind, error)
+    j.failures, j.at, j.expires, j.by, j.res = j.failures + 1, pool.time, core.due_after(dead_ttl), kind, error
+    core.finish(j)
+    pool.dead = pool.dead + 1
   end
-  pool.failed = pool.failed + (FAILURES[kind] or 0)
-  core.move(j, 'dead')
-  core.bury_it(j, kind, error)
-  return DONE
-end
 
--- Whether there is something this process would take of a class.
-function core.serves(c, tenants, steal)
-  if c.queued == 0 or pool.paused + c.paused > 0 then
+  -- The jobs of a process come back to where they were.
+  function core.strip(name, died)
+    local members = call('ZRANGEBYLEX', TAKEN, '[' .. name .. ':', '(' .. name .. ';', 'LIMIT', 0, pool.moves)
+    local ids = {}
+    for i, member in ipairs(members) do
+      ids[i] = sub(member, 18)
+    end
+    core.load(ids)
+    pool.moves = pool.moves - #ids
+    for i, id in ipairs(ids) do
+      local j = core.job(id)
+      if not j then
+        call('ZREM', TAKEN, members[i])
+      elseif not died then
+        core.refund(j)
+        core.line_up(j)
+        pool.handed_back = pool.handed_back + 1
+      else
+        j.lost = j.lost + 1
+        if j.lost >= most_lost then
+          core.move(j, 'dead')
+          local times = j.lost == 1 and 'once' or j.lost .. ' times'
+          core.bury_it(j, 'killed', '{"error": "the process that ran it died, ' .. times .. '", "traceback": ""}')
+        else
+          core.line_up(j)
+          pool.redelivered = pool.redelivered + 1
+        end
+      end
+    end
+  end
+
+  function core.sate(name)
+    local p = core.process(name)
+    if p.hungry > 0 then
+      p.hungry = 0
+      call('HDEL', HUNGRY, name)
+    end
+  end
+
+  -- A process without a lease.
+  function core.bury_process(name, p)
+    core.sate(name)
+    if p.running > 0 and pool.moves > 0 then
+      core.strip(name, true)
+    end
+  end
+
+  function core.wake_delayed(ids)
+    core.load(ids)
+    pool.moves = pool.moves - #ids
+    for _, id in ipairs(ids) do
+      local j = core.job(id)
+      if j then
+        core.line_up(j)
+      end
+    end
+  end
+
+  -- Those of one of the lines of what has ended.
+  function core.expire(key, ids)
+    core.write('ZREM', key, call('ZRANGE', key, 0, #ids - 1))
+    core.write('HDEL', JOB, ids)
+    core.write('HDEL', BODY, ids)
+    core.write('HDEL', RES, ids)
+  end
+
+  -- ---------------------------------------------------------------- reports
+
+  -- The job, if this process has that delivery of it.
+  function core.mine(id, delivery)
+    local j = core.job(id)
+    if j and j.state == 'running' and j.by == me and tonumber(j.delivery) == tonumber(delivery) then
+      return j
+    end
+    pool.stale = pool.stale + 1
+  end
+
+  function core.succeed(j, result, ttl)
+    if ttl == '0' then
+      core.forget(j)
+    else
+      core.move(j, 'done')
+      j.failures, j.at, j.expires, j.by, j.res = j.failures + 1, pool.time, core.due_after(ttl), '-', result
+      core.finish(j)
+    end
+  end
+
+  function core.retry(id, delivery, delay, error)
+    local j = core.mine(id, delivery)
+    if not j then
+      return STALE
+    end
+    pool.failed, pool.retried = pool.failed + 1, pool.retried + 1
+    j.failures, j.res = j.failures + 1, error
+    core.line_up_later(j, tonumber(delay))
+    core.rest(core.class(j.rank))
+    return DONE
+  end
+
+  -- It was not run: its tenant is not charged.
+  function core.refund(j)
+    local f = core.account(j.kind)
+    f.pass = max(0, f.pass - tonumber(j.charge))
+    if j.failures + j.lost == 0 then
+      j.first = '-'
+    end
+  end
+
+  function core.back(id, delivery, delay, counted)
+    local j = core.mine(id, delivery)
+    if not j then
+      return STALE
+    end
+    pool.handed_back = pool.handed_back + 1
+    j.backs = j.backs + tonumber(counted)
+    core.refund(j)
+    core.line_up_later(j, tonumber(delay))
+    core.rest(core.class(j.rank))
+    return DONE
+  end
+
+  local FAILURES = { failed = 1, timeout = 1, permanent = 1, ['bad-result'] = 1 }
+
+  function core.bury(id, delivery, kind, error)
+    local j = core.mine(id, delivery)
+    if not j then
+      return STALE
+    end
+    pool.failed = pool.failed + (FAILURES[kind] or 0)
+    core.move(j, 'dead')
+    core.bury_it(j, kind, error)
+    return DONE
+  end
+
+  -- ---------------------------------------------------------------- who wants jobs
+
+  -- Whether there is something this process would take of a class.
+  function core.serves(c, tenants, steal)
+    if c.queued == 0 or pool.paused + c.paused > 0 then
+      return false
+    elseif tenants == '*' or steal == '*' then
+      return true
+    end
+    for _, text in ipairs({ tenants, steal }) do
+      for _, f in ipairs(core.flows(c, core.names(text))) do
+        if f.queued > 0 then
+          return true
+        end
+      end
+    end
     return false
-  elseif tenants == '*' or steal == '*' then
-    return true
   end
-  for _, text in ipairs({ tenants, steal }) do
-    for _, f in ipairs(core.flows(c, core.names(text))) do
-      if f.queued > 0 then
-        return true
+
+  function core.want(ranks, tenants, steal)
+    if not pool.alive[me] then
+      return STALE
+    end
+    for rank in gmatch(ranks, '%d') do
+      if core.serves(core.class(tonumber(rank)), tenants, steal) then
+        core.sate(me)
+        core.tell(me, 'wake ' .. rank)
+        return DONE
+      end
+    end
+    pool.number = pool.number + 1
+    call('HSET', HUNGRY, me, format('%d %s %d ', pool.number, ranks, #tenants) .. tenants .. steal)
+    core.process(me).hungry, pool.wanted = 1, true
+    return DONE
+  end
+
+  -- Tell who wants them that jobs are ready: one process for each that is new.
+  function core.wake()
+    local hungry, stored = {}, call('HGETALL', HUNGRY)
+    for i = 1, #stored, 2 do
+      local number, ranks, length, text = match(stored[i + 1], '^(%d+) (%d*) (%d+) (.*)$')
+      length = tonumber(length)
+      hungry[#hungry + 1] = {
+        name = stored[i], number = tonumber(number), ranks = ranks, tenants = sub(text, 1, length),
+        steal = sub(text, length + 1),
+      }
+    end
+    table.sort(hungry, function(a, b)
+      return a.number < b.number
+    end)
+    for _, process in ipairs(hungry) do
+      for rank in gmatch(process.ranks, '%d') do
+        local c = core.class(tonumber(rank))
+        local left = min(c.fresh, c.queued)
+        if left > 0 and core.serves(c, process.tenants, process.steal) then
+          c.fresh = left - 1
+          core.sate(process.name)
+          core.tell(process.name, 'wake ' .. rank)
+          break
+        end
       end
     end
   end
-  return false
-end
-
-function core.want(ranks, tenants, steal)
-  if not pool.alive[me] then
-    return STALE
-  end
-  for rank in gmatch(ranks, '%d') do
-    if core.serves(core.class(tonumber(rank)), tenants, steal) then
-      core.sate(me)
-      core.tell(me, 'wake ' .. rank)
-      return DONE
-    end
-  end
-  pool.number = pool.number + 1
-  call('HSET', HUNGRY, me, format('%d %s %d ', pool.number, ranks, #tenants) .. tenants .. steal)
-  core.process(me).hungry = 1
-  return DONE
-end
-
--- Tell who wants them that jobs are ready: one process for each that is new.
-function core.wake()
-  local hungry = {}
-  for _, p in pairs(pool.procs) do
-    pool.anyone = pool.anyone or p.hungry > 0
-  end
-  if not pool.anyone or not next(pool.fresh) then
-    return
-  end
-  local stored = call('HGETALL', HUNGRY)
-  for i = 1, #stored, 2 do
-    local number, ranks, length, text = match(stored[i + 1], '^(%d+) (%d*) (%d+) (.*)$')
-    length = tonumber(length)
-    hungry[#hungry + 1] = {
-      name = stored[i], number = tonumber(number), ranks = ranks, tenants = sub(text, 1, length),
-      steal = sub(text, length + 1),
-    }
-  end
-  table.sort(hungry, function(a, b)
-    return a.number < b.number
-  end)
-  for _, process in ipairs(hungry) do
-    for rank in gmatch(process.ranks, '%d') do
-      local c = core.class(tonumber(rank))
-      local left = min(pool.fresh[c.rank] or 0, c.queued)
-      if left > 0 and core.serves(c, process.tenants, process.steal) then
-        pool.fresh[c.rank] = left - 1
-        core.sate(process.name)
-        core.tell(process.name, 'wake ' .. rank)
-        break
-      end
-    end
-  end
-end
-
-function core.tick()
-  return DONE
 end
 
 -- ------------------------------------------------------------------ what is rarely asked
@@ -1153,7 +1167,7 @@ local function rarely()
     local attempt, position, queued = tonumber(j.failures), 0, j.state == 'queued'
     if queued then
       local _, member = core.place(j)
-      position = 1 + call('ZLEXCOUNT', READY, '[' .. core.account(j).prefix, '(' .. member)
+      position = 1 + call('ZLEXCOUNT', READY, '[' .. core.account(j.kind).prefix, '(' .. member)
     elseif j.state == 'running' then
       attempt = attempt + 1
     end
@@ -1265,6 +1279,7 @@ local function rarely()
     if j.dedup ~= '' then
       if core.dedup(j.dedup) then
         j.dedup = '' -- Another has it now.
+        j.kind = core.kind(j.rank .. ' ' .. j.charge .. ' 0 ' .. j.tenant)
       else
         core.set_dedup(j.dedup, id)
       end
@@ -1275,7 +1290,6 @@ local function rarely()
     j.number, j.failures, j.lost, j.delivery, j.backs = format('%015d', pool.number), '0', '0', '0', '0'
     j.first, j.started, j.at, j.expires, j.by, j.res = '-', '-', '-', '-', '-', ''
     j.enqueued = pool.time
-    core.fix(j)
     core.line_up(j)
     return DONE
   end
@@ -1306,7 +1320,7 @@ local function rarely()
     end
     for i, c in pairs(pool.classes) do
       if rank == '-' or i == tonumber(rank) then
-        pool.fresh[i] = c.queued
+        c.fresh = c.queued
       end
     end
     return DONE
@@ -1386,17 +1400,21 @@ end
 
 -- ------------------------------------------------------------------ the call
 
+local makers, made = { usual, apart, rarely }, 0
+
 setmetatable(core, {
   __index = function(_, name)
-    setmetatable(core, nil)
-    rarely()
+    repeat
+      made = made + 1
+      makers[made]()
+    until rawget(core, name)
     return core[name]
   end,
 })
 
 -- Verbs and how many words they take, their own among them.
 local ARITY = {
-  put = 9, -- id, class, tenant, charge, delay, key, watcher, body
+  put = 4, -- id, how, body
   take = 5, -- class, how many, tenants, of whom to steal
   want = 4, -- classes, tenants, of whom to steal
   done = 5, -- id, delivery, result, time to live
@@ -1417,37 +1435,25 @@ local ARITY = {
   tick = 1,
 }
 
-local NAMES_ONE = { put = 1, done = 1, retry = 1, back = 1, bury = 1, cancel = 1, look = 1, requeue = 1, drop = 1 }
+-- Those of which many come in one call, so that the jobs they name are read at once.
+local COMMON = { put = true, done = true, retry = true, back = true, bury = true }
 
--- What the operations name is read at once.
-local ids, keys = {}, {}
-local accounts, noted = {}, {}
+local ids = {}
 local only_puts, asks_for_jobs = true, false
 
-local function note(key)
-  if not noted[key] then
-    noted[key] = true
-    accounts[#accounts + 1] = key
-  end
-end
-
 do
-  local i = 7
-  while i <= #ARGV do
+  local i, n, last = 7, 0, #ARGV
+  while i <= last do
     local verb = ARGV[i]
     local arity = ARITY[verb]
-    if not arity or i + arity - 1 > #ARGV then
+    if not arity or i + arity - 1 > last then
       return redis.error_reply('ERR not an operation on jobs: ' .. sub(verb, 1, 60))
     end
-    if NAMES_ONE[verb] then
-      ids[#ids + 1] = ARGV[i + 1]
+    if COMMON[verb] then
+      n = n + 1
+      ids[n] = ARGV[i + 1]
     end
-    if verb == 'put' then
-      note(ARGV[i + 2] .. ':' .. ARGV[i + 3])
-      if ARGV[i + 6] ~= '' then
-        keys[#keys + 1] = ARGV[i + 6]
-      end
-    else
+    if verb ~= 'put' then
       only_puts = false
       asks_for_jobs = asks_for_jobs or verb == 'take' or verb == 'want'
     end
@@ -1455,92 +1461,149 @@ do
   end
 end
 
+local queue = 'now=%d number=%d paused=%d enqueued=%d succeeded=%d failed=%d retried=%d handed_back=%d redelivered=%d '
+  .. 'dead=%d stale=%d'
+
 do
   local stored =
     call('HMGET', JST, 'queue', 'class0', 'class1', 'class2', 'class3', 'class4', 'class5', 'class6', 'class7')
-  local queue = stored[1]
-    or 'now=0 number=0 paused=0 enqueued=0 succeeded=0 failed=0 retried=0 handed_back=0 redelivered=0 dead=0 stale=0'
-  for name, value in gmatch(queue, '(%S+)=(%S+)') do
+  local was = stored[1] or format(queue, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+  for name, value in gmatch(was, '(%S+)=(%S+)') do
     pool[name] = tonumber(value)
   end
-  now = pool.now
   for rank = 0, 7 do
-    if stored[rank + 2] then
-      core.load_class(rank, stored[rank + 2])
+    local raw = stored[rank + 2]
+    if raw then
+      local c = core.class(rank)
+      local queued, delayed, running, paused, virtual =
+        match(raw, '^queued=(%S+) delayed=(%S+) running=(%S+) paused=(%S+) virtual=(%S+)$')
+      c.raw = raw
+      c.queued, c.delayed, c.running = tonumber(queued), tonumber(delayed), tonumber(running)
+      c.paused, c.virtual = tonumber(paused), tonumber(virtual)
     end
   end
   -- Clocks are set back and replicas' clocks differ: then time stands still until it has caught up.
   if ARGV[2] == '-' then
     local time = call('TIME')
-    now = max(now, time[1] * 1e6 + time[2])
+    now = max(pool.now, time[1] * 1e6 + time[2])
   else
-    now = max(now, tonumber(ARGV[2]))
+    now = max(pool.now, tonumber(ARGV[2]))
   end
-  pool.time = format('%d', now)
+  pool.time = format('%016d', now)
   if only_puts then
-    call('HSET', JST, 'queue', queue)
+    call('HSET', JST, 'queue', was)
   else
     call('HDEL', JOB, '-')
   end
 end
 
-core.expire(100 + 2 * #ids)
-core.load(ids)
-for _, id in ipairs(ids) do
-  local record = core.record(id)
-  if record then
-    note(core.account_of(record))
+-- What stands in one of the lines ordered by time, and its time has come.
+local function due(key, most)
+  local found = call('ZRANGEBYLEX', key, '-', '(' .. pool.time .. ';', 'LIMIT', 0, most)
+  for i, member in ipairs(found) do
+    found[i] = sub(member, 18)
+  end
+  return found
+end
+
+for _, key in ipairs({ DEAD, KEPT }) do
+  local ended = due(key, 100 + #ids)
+  if ended[1] then
+    core.expire(key, ended)
   end
 end
-for i, raw in ipairs(core.read(TAG, accounts)) do
-  core.flow(core.class(byte(accounts[i]) - 48), sub(accounts[i], 3), raw)
+
+if ids[1] then
+  core.load(ids)
 end
-for i, id in ipairs(core.read(DEDUP, keys)) do
-  pool.dedup[keys[i]] = id
+
+-- Look which processes live.
+do
+  local stored = call('HGETALL', PROCS)
+  local names = {}
+  for i = 1, #stored, 2 do
+    local name, running, hungry = stored[i], match(stored[i + 1], '^(%d+) (%d+)$')
+    pool.procs[name] = { raw = stored[i + 1], running = tonumber(running), hungry = tonumber(hungry) }
+    pool.wanted = pool.wanted or hungry ~= '0'
+    names[#names + 1] = name
+  end
+  if asks_for_jobs and not pool.procs[me] then
+    names[#names + 1] = me
+  end
+  if names[1] then
+    for i, ends in ipairs(call('ZMSCORE', LEASE, unpack(names))) do
+      pool.alive[names[i]] = ends and tonumber(ends) > now
+    end
+    for name, p in pairs(pool.procs) do
+      if not pool.alive[name] then
+        core.bury_process(name, p)
+      end
+    end
+  end
 end
-core.look_for_life(asks_for_jobs)
-core.reap()
+
 if pool.moves > 0 then
-  core.wake_delayed()
+  local ready = due(DELAYED, pool.moves)
+  if ready[1] then
+    core.wake_delayed(ready)
+  end
 end
 
 local answers, n = {}, 0
 do
-  local i = 7
-  while i <= #ARGV do
+  local i, last = 7, #ARGV
+  while i <= last do
     local verb = ARGV[i]
+    local arity = ARITY[verb]
     n = n + 1
-    answers[n] = core[verb](unpack(ARGV, i + 1, i + ARITY[verb] - 1))
-    i = i + ARITY[verb]
+    answers[n] = core[verb](unpack(ARGV, i + 1, i + arity - 1))
+    i = i + arity
   end
 end
 
-core.flush_jobs()
-core.wake()
-core.flush_flows()
-core.flush_dedup()
-core.flush_procs()
+if pool.plain or pool.changed[1] then
+  core.flush_jobs()
+end
+if pool.wanted then
+  core.wake()
+end
+if next(pool.flows) then
+  core.flush_flows()
+end
+if next(pool.new_dedup) then
+  core.flush_dedup()
+end
+if next(pool.procs) then
+  core.flush_procs()
+end
 for i = 1, n do
   if answers[i] == 'stats' then
     answers[i] = core.look_at_all()
   end
 end
-core.flush_queue()
 
-local first = call('ZRANGE', DELAYED, 0, 0)[1]
-local waiting = match(call('HGET', ST, 'pool') or '', ' queued=%d+ lobby=%d+')
-local ready = {}
-for rank = 0, 7 do
-  local c = pool.classes[rank]
-  ready[rank + 1] = c and pool.paused + c.paused == 0 and c.queued or 0
+local words = {
+  'queue',
+  format(
+    queue, now, pool.number, pool.paused, pool.enqueued, pool.succeeded, pool.failed, pool.retried, pool.handed_back,
+    pool.redelivered, pool.dead, pool.stale
+  ),
+}
+local ready, delayed = { 0, 0, 0, 0, 0, 0, 0, 0 }, 0
+if next(pool.classes) then
+  core.flush_classes(words)
+  for rank, c in pairs(pool.classes) do
+    ready[rank + 1] = pool.paused + c.paused == 0 and c.queued or 0
+    delayed = delayed + c.delayed
+  end
 end
-if waiting then
-  local queued, lobby = match(waiting, ' queued=(%d+) lobby=(%d+)')
-  waiting = queued + lobby
-end
+call('HSET', JST, unpack(words))
+
+local first = delayed > 0 and call('ZRANGE', DELAYED, 0, 0)[1]
+local queued, lobby = match(call('HGET', ST, 'pool') or '', ' queued=(%d+) lobby=(%d+)')
 
 for name, lines in pairs(pool.messages) do
   call(ARGV[3], sub(ST, 1, -3) .. 'j:to:' .. name, table.concat(lines, '\n'))
 end
 
-return { now, ready, first and tonumber(sub(first, 1, 16)) or -1, waiting or 0, answers, pool.told }
+return { now, ready, first and tonumber(sub(first, 1, 16)) or -1, queued and queued + lobby or 0, answers, pool.told }

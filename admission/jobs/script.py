@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -239,7 +240,7 @@ def put(id: str, rank: int, tenant: str, charge: int, delay_us: int, dedup_key: 
         watcher: A process that is told when it has ended. Empty: none.
         body: Opaque here.
     """
-    return "put", id, rank, tenant, charge, delay_us, dedup_key, watcher, body
+    return "put", id, _how(rank, tenant, charge, delay_us, dedup_key, watcher), body
 
 
 def take(rank: int, count: int, tenants: Tenants | None = None, steal: Tenants | None = ()) -> Op:
@@ -364,6 +365,12 @@ def tick() -> Op:
     return ("tick",)
 
 
+@lru_cache(maxsize=1024)
+def _how(rank: int, tenant: str, charge: int, delay_us: int, dedup_key: str, watcher: str) -> str:
+    """How a job is put, in one word: what many of them have in common is taken apart once a call."""
+    return f"{delay_us} {watcher or '-'} {rank} {charge} {len(dedup_key.encode())} {dedup_key}{tenant}"
+
+
 def _names(tenants: Tenants | None) -> str:
     return "*" if tenants is None else "\n".join(("=", *tenants))
 
@@ -486,12 +493,10 @@ def _answer(answer: Any) -> Answer:
 def _taken(answer: Any) -> list[Taken]:
     rank = answer[1]
     jobs = []
-    for i in range(2, len(answer), 4):
-        id, numbers, tenant, body = answer[i : i + 4]
-        delivery, attempt, backs, enqueued, first = map(int, numbers.split())
-        jobs.append(
-            Taken(id.decode(), delivery, attempt, backs, rank, _text(tenant), enqueued / 1e6, first / 1e6, _body(body))
-        )
+    for i in range(2, len(answer), 2):
+        id, delivery, attempt, backs, enqueued, first, tenant = _text(answer[i]).split(" ", 6)
+        times = int(enqueued) / 1e6, int(first) / 1e6
+        jobs.append(Taken(id, int(delivery), int(attempt), int(backs), rank, tenant, *times, _body(answer[i + 1])))
     return jobs
 
 

@@ -223,9 +223,9 @@ class Model:
         waiting = len(self.of(JobState.QUEUED)) + len(self.of(JobState.DELAYED))
         return 0 < self.bounds.max_queue_size <= waiting
 
-    def do_put(
-        self, id: str, rank: int, tenant: str, charge: int, delay: int, key: str, watcher: str, body: str
-    ) -> Answer:
+    def do_put(self, id: str, how: str, body: str) -> Answer:
+        delay, watcher, rank, charge, length, text = how.split(" ", 5)
+        key, tenant = text[: int(length)], text[int(length) :]
         other = self.holder_of(key)
         if id in self.jobs:
             return Said.DONE
@@ -235,10 +235,12 @@ class Model:
             return Said.FULL
         self.number += 1
         self.numbers["enqueued"] += 1
-        watchers = [watcher] if watcher else []
-        job = Job(id, rank, tenant, charge, self.number, self.now, key, watchers, body, state=JobState.CANCELLED)
+        watchers = [] if watcher == "-" else [watcher]
+        job = Job(
+            id, int(rank), tenant, int(charge), self.number, self.now, key, watchers, body, state=JobState.CANCELLED
+        )
         self.jobs[id] = job
-        self.line_up_later(job, delay)
+        self.line_up_later(job, int(delay))
         return Said.DONE
 
     def do_take(self, rank: int, count: int, tenants: str, steal: str) -> Answer:
