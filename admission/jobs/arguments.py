@@ -66,7 +66,7 @@ class Arguments:
         }
         self._read = TypeAdapter(_checked(TypedDict("Stored", stored))).validator.validate_json  # type: ignore[operator]
 
-    def to_json(self, args: Sequence[object], kwargs: Mapping[str, object]) -> bytes:
+    def to_json(self, args: Sequence[object], kwargs: Named) -> bytes:
         """These arguments as a JSON object, checked.
 
         Raises:
@@ -100,14 +100,14 @@ class Arguments:
                 return self._refused(why, name)
         return self._refused("its arguments cannot be written as JSON")
 
-    def read(self, body: str) -> Mapping[str, object]:
+    def read(self, body: str) -> dict[str, object]:
         """The body of a job, with its arguments by name, checked again: the code may have changed meanwhile.
 
         Raises:
             BadArguments: They do not fit (any more), or this is no body of such a job.
         """
         try:
-            stored: Mapping[str, object] = self._read(body)
+            stored: dict[str, object] = self._read(body)
         except ValidationError as error:
             details = error.errors()[0]
             if details["loc"][:1] == ("args",):
@@ -130,9 +130,11 @@ class Arguments:
             given.update(given.pop(self._more, {}))  # type: ignore[call-overload]
         return tuple(args), given
 
-    def _named(self, args: Sequence[object], kwargs: Mapping[str, object]) -> Named:
+    def _named(self, args: Sequence[object], kwargs: Named) -> Named:
         names = self._by_position
         if self._plain and len(args) <= len(names):
+            if not args:
+                return kwargs
             named = dict(zip(names, args))  # noqa: B905 - what is not given may have a default.
             if not kwargs:
                 return named

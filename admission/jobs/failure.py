@@ -7,13 +7,27 @@ from typing import NamedTuple
 
 from pydantic_core import from_json, to_json
 
-__all__ = ["Failure", "describe", "failure_of"]
+from admission.errors import Rejected, TaskTimeout
+from admission.types import Reason
+
+__all__ = ["Failure", "Outran", "Starved", "describe", "failure_of"]
 
 MOST_ERROR = 1000
 """Characters of an error's text that are kept."""
 
 MOST_TRACEBACK = 16_000
 """Characters of a traceback that are kept: its end, where the error was raised."""
+
+
+class Outran(TaskTimeout):
+    """The attempt itself took too long; a `TimeoutError` of the function is an error like others."""
+
+
+class Starved(Rejected):
+    """No thread was free, as often as a job may come back for one."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, reason=Reason.BUSY)
 
 
 class Failure(NamedTuple):

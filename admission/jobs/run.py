@@ -13,6 +13,7 @@ import asyncio
 import hashlib
 import logging
 import random
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future
 from contextvars import Context, ContextVar
@@ -27,14 +28,12 @@ from admission.errors import (
     AdmissionError,
     BadArguments,
     PermanentError,
-    Rejected,
     TaskCancelled,
-    TaskTimeout,
     Unavailable,
 )
-from admission.executor.stepping import Steps
+from admission.executor.stepping import Steps, first_step
 from admission.jobs import script
-from admission.jobs.failure import describe, failure_of
+from admission.jobs.failure import Outran, Starved, describe, failure_of
 from admission.jobs.hands import Hand, Hands, Suspended
 from admission.jobs.script import ID_DIGITS, Answer, Said, Taken
 from admission.jobs.status import Tally
@@ -46,7 +45,7 @@ from admission.line import Entry
 from admission.permit import hold, outcome_of
 from admission.policy.retry import Retry
 from admission.runners import Threads
-from admission.types import Outcome, PriorityClass, Reason
+from admission.types import Outcome, PriorityClass
 
 if TYPE_CHECKING:
     from admission.jobs.store import JobStore
@@ -141,9 +140,10 @@ class Runs:
         self.threads = threads
         self.tally = tally
         self.loop = asyncio.get_running_loop()
-        self.now = self.loop.time
+        self.now = time.monotonic
+        """Not the loop's clock, which on uvloop stands still during a turn."""
         self.clock = 0.0
-        """What the server's clock is ahead of the loop's, in seconds."""
+        """What the server's clock is ahead of that, in seconds."""
         self.all: set[Run] = set()
         """Those that have not ended: also those reported whose threads go on."""
         self.intake: Freed
@@ -409,17 +409,6 @@ def _settle(changed: asyncio.Future[None]) -> None:
         changed.set_result(None)
 
 
-class Outran(TaskTimeout):
-    """The attempt itself took too long; a `TimeoutError` of the function is an error like others."""
-
-
-class Starved(Rejected):
-    """No thread was free, as often as a job may come back for one."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, reason=Reason.BUSY)
-
-
 class Run:
     """One delivery of a job."""
 
@@ -504,20 +493,20 @@ class Run:
         context = Context()
         try:
             coroutine = context.run(self._enter)
-            waits_for: object = context.run(coroutine.send, None)
-        except StopIteration as returned:
-            self.end(returned.value)
-            return None
+            over, outcome = first_step(coroutine, context)
         except GeneratorExit:
             raise
         except BaseException as error:
             self.broke(error)
             return None
+        if over:
+            self.end(outcome)
+            return None
         self._hand = hand
         self._arm()
         if self._verdict is not None:  # It has cancelled itself in its first step.
             hand.interrupt()
-        return coroutine, context, waits_for
+        return coroutine, context, outcome
 
     def _enter(self) -> Steps:
         hold(self._entry)

@@ -97,8 +97,7 @@ class NewJob(NamedTuple):
     body: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class Call(NamedTuple):
     """A job, read from its body by whoever is to run it."""
 
     args: tuple[object, ...]
@@ -261,16 +260,15 @@ class Task(Generic[P, R]):
             BadArguments: They do not fit the function (any more), or the body is none of such a job.
         """
         arguments = self.arguments
-        stored = arguments.read(body)
-        named: Named = stored["args"]  # type: ignore[assignment]
-        args, kwargs = arguments.call(named)
-        said: Mapping[str, object] = stored.get("options", _NOTHING)  # type: ignore[assignment]
+        stored: dict[str, Any] = arguments.read(body)
+        args, kwargs = arguments.call(stored["args"])
+        said = stored.get("options")
         return Call(
-            args=args,
-            kwargs=kwargs,
-            options=self._options_said(said) if said else self.options,
-            metadata=stored.get("metadata", _NOTHING),  # type: ignore[arg-type]
-            context=stored.get("context", _NOTHING),  # type: ignore[arg-type]
+            args,
+            kwargs,
+            self._options_said(said) if said else self.options,
+            stored.get("metadata", _NOTHING),
+            stored.get("context", _NOTHING),
         )
 
     def _options_said(self, said: Mapping[str, object]) -> TaskOptions:
