@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from admission import __compiled__
 from admission.asgi.middleware import QoSAdmission
 from admission.backends.redis import RedisPool
 from admission.cli.describe import describe, place
+from admission.cli.metrics import require_free_port, require_metrics
 from admission.cli.options import WIDTH, WrongSettings, settings_of
 from admission.cli.serving import AppNotFound, Plan, find_app
 from admission.cli.shared import serving_pool, tell_fitness
@@ -139,7 +139,9 @@ def serve(app: str, host: str, port: int, processes: int, grace: int, factory: b
     elif processes > 1:
         options |= _share(settings, processes)
         click.echo(_about_processes(settings, options, processes), err=True)
-    _require_free_port(settings)
+    if settings.metrics_port is not None:
+        require_metrics()
+        require_free_port(settings.metrics_host, settings.metrics_port)
     Plan(app=app, factory=factory, processes=processes, options=options).hand_down()
     with serving_pool(shared):
         uvicorn.run(
@@ -261,17 +263,6 @@ def _about_processes(settings: Settings, options: dict[str, Any], processes: int
         f"Warning: {processes} processes share no line. Each has {running} and {waiting} waiting; rates, caps and "
         "fairness between tenants hold within a process. With --redis they would share one."
     )
-
-
-def _require_free_port(settings: Settings) -> None:
-    """Fail before the server starts, not beside it."""
-    if not settings.metrics_port:
-        return
-    address = (settings.metrics_host, settings.metrics_port)
-    try:
-        socket.create_server(address).close()
-    except OSError as error:
-        raise click.ClickException(f"metrics_port: cannot listen on {address[0]}:{address[1]}: {error}") from None
 
 
 def _tenants(settings: Settings) -> Table:

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from admission.cli.importing import NotFound
+from admission.cli.metrics import require_metrics
 from admission.cli.options import WIDTH, WrongSettings
 from admission.cli.processes import Processes
 from admission.cli.queue import find_queue, whereabouts
@@ -63,6 +64,8 @@ def worker(config: Path | None, names: tuple[str, ...], **flags: Any) -> None:
         plans = planned(config, names, given)
     except SettingsError as error:
         raise WrongSettings(str(error)) from None
+    if any(plan.metrics_port is not None for plan in plans.values()):
+        require_metrics()
     queues = {name: _queue_of(plan) for name, plan in plans.items()}
     configure_logging(next(iter(plans.values())).log_format)
     _tell(plans, queues)

@@ -15,7 +15,7 @@ import pytest
 import uvicorn
 from click.testing import CliRunner, Result
 
-from admission.cli import main
+from admission.cli import main, metrics
 from admission.cli.commands import cli
 from admission.cli.describe import describe
 from admission.cli.serving import VARIABLE, AppNotFound, find_app
@@ -217,6 +217,20 @@ def test_a_port_for_metrics_that_is_taken_stops_the_start(app: str, served: dict
         result = run("serve", app, "--metrics-port", str(taken.getsockname()[1]))
     assert result.exit_code == 1
     assert "metrics_port: cannot listen on 127.0.0.1" in result.output
+    assert not served
+
+
+@pytest.mark.parametrize("command", ["serve", "worker"])
+def test_metrics_without_the_package_that_writes_them_stop_the_start(
+    app: str, served: dict[str, Any], command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error names the option, the package and how to install it."""
+    monkeypatch.setattr(metrics, "find_spec", lambda name: None)
+    result = run(command, app, "--metrics-port", "9090")
+    assert result.exit_code == 1
+    assert 'metrics_port needs the package prometheus_client. Install it with: pip install "admission[metrics]"' in (
+        result.output
+    )
     assert not served
 
 
