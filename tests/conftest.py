@@ -13,6 +13,8 @@ settings.register_profile(
     database=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
+# What has passed so on one python, on another or compiled: it is that which is tested, not the rules once more.
+settings.register_profile("again", settings.get_profile("ci"), max_examples=200)
 settings.register_profile("nightly", max_examples=20_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ci")
 
