@@ -6,7 +6,8 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, repeat
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
@@ -59,6 +60,9 @@ LONGEST_PAUSE = 0.5
 
 PAGE = 256
 """Jobs asked for at once in a list."""
+
+IDS_DRAWN = 256
+"""Ids made from one piece of chance."""
 
 MOST_ARGUMENTS = 1000
 """Characters of a dead letter's arguments that are shown."""
@@ -359,31 +363,41 @@ class JobQueue:
         (enqueued,) = await self.enqueue_many((job,))
         return enqueued
 
-    async def enqueue_many(self, jobs: Sequence[NewJob]) -> list[Job]:
+    async def enqueue_many(self, jobs: Iterable[NewJob]) -> list[Job]:
         """Enqueue what `Task.job(…)` or `PreparedJob.job(…)` made, in batches of 256.
 
         The jobs of a batch are queued in this order; two batches are under way at once, and may overtake each other.
+        A generator makes the jobs of the next batch while the server works on these.
 
         When it raises, some of them may have been taken in; a `dedup_key` makes it safe to try again.
 
         Raises:
             QueueFull, WaitTimeout, Unavailable: As in `enqueue`; the first two say how many were taken in.
         """
-        ids = os.urandom(len(jobs) * ID_DIGITS // 2).hex()
-        ops = [
-            _put(job, ids[start : start + ID_DIGITS])
-            for job, start in zip(jobs, range(0, len(ids), ID_DIGITS), strict=True)
-        ]
-        return [
-            Job(self, answer.id, duplicate=True) if isinstance(answer, Duplicate) else Job(self, str(op[1]))
-            for op, answer in zip(ops, await self.put_all(ops), strict=True)
-        ]
+        enqueued: list[Job] = []
 
-    async def put_all(self, ops: Sequence[script.Op]) -> list[Answer]:
+        def puts() -> Iterator[script.Op]:
+            for job, id in zip(jobs, _new_ids(), strict=False):
+                enqueued.append(Job(self, id))
+                yield _put(job, id)
+
+        for index, answer in enumerate(await self.put_all(puts())):
+            if isinstance(answer, Duplicate):
+                enqueued[index] = Job(self, answer.id, duplicate=True)
+        return enqueued
+
+    async def put_all(self, ops: Iterable[script.Op]) -> list[Answer]:
         """Have `script.put` done, of whatever body: what is answered to each. Raises as `enqueue_many`."""
-        answers = await self.store.ask_all(ops)
+        said: list[script.Op] = []
+
+        def remembered() -> Iterator[script.Op]:
+            for op in ops:
+                said.append(op)
+                yield op
+
+        answers = await self.store.ask_all(remembered())
         if Said.FULL in answers:
-            await self._make_room_for(ops, answers)
+            await self._make_room_for(said, answers)
         return answers
 
     async def _make_room_for(self, ops: Sequence[script.Op], answers: list[Answer]) -> None:
@@ -642,6 +656,14 @@ class _Place:
     def _replied(self, reply: script.Reply) -> None:
         if sum(reply.ready) < self.store.bounds.max_queue_size:
             self.room.set()
+
+
+def _new_ids() -> Iterator[str]:
+    """As many as wanted. The first is drawn alone, because most callers want no more."""
+    for count in chain((1,), repeat(IDS_DRAWN)):
+        digits = os.urandom(count * ID_DIGITS // 2).hex()
+        for start in range(0, len(digits), ID_DIGITS):
+            yield digits[start : start + ID_DIGITS]
 
 
 def _put(job: NewJob, id: str) -> script.Op:

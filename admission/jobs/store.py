@@ -13,7 +13,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -86,23 +86,27 @@ class JobStore:
         (answer,) = await self._ask_portion((op,))
         return answer
 
-    async def ask_all(self, ops: Sequence[Op]) -> list[Answer]:
+    async def ask_all(self, ops: Iterable[Op]) -> list[Answer]:
         """What the server answers to many, in their order.
 
         More than fit into a call are no matter of groups: they go out in calls of their own, `MOST_CALLS` at once.
+        *ops* are drawn for each call when there is one to make: while the server works, the next ones are made.
 
         Raises:
             Unavailable, NotRunning: As in `ask`. Some of them may have been done.
         """
-        if len(ops) <= MOST_OPERATIONS:
-            return await self._ask_portion(ops)
+        portions = _portions(ops)
+        first, second = next(portions, ()), next(portions, None)
+        if second is None:
+            return await self._ask_portion(first)
         self._connect()
-        portions = list(_portions(ops))
-        answers: list[Sequence[Answer]] = [()] * len(portions)
-        to_go = iter(enumerate(portions))
+        answers: list[Sequence[Answer]] = []
+        to_go = chain((first, second), portions)
 
         async def ask_in_turn() -> None:
-            for index, portion in to_go:
+            for portion in to_go:
+                index = len(answers)
+                answers.append(())
                 answers[index] = await self._call_until_answered(portion)
 
         try:
@@ -333,15 +337,19 @@ class _Ask:
             self.answers.set_exception(error)
 
 
-def _portions(ops: Sequence[Op]) -> Iterator[Sequence[Op]]:
+def _portions(ops: Iterable[Op]) -> Iterator[Sequence[Op]]:
     """As many at a time as one call carries."""
-    start = weight = 0
-    for index, op in enumerate(ops):
-        weight += _weight(op)
-        if weight > MOST_OPERATIONS and index > start:
-            yield ops[start:index]
-            start, weight = index, _weight(op)
-    yield ops[start:]
+    portion: list[Op] = []
+    room = MOST_OPERATIONS
+    for op in ops:
+        weight = _weight(op)
+        if weight > room and portion:
+            yield portion
+            portion, room = [], MOST_OPERATIONS
+        portion.append(op)
+        room -= weight
+    if portion:
+        yield portion
 
 
 def _without_memory(error: Unreachable) -> bool:

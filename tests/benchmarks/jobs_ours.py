@@ -49,7 +49,7 @@ class Ours:
         """In batches, as many of each tenant; making the jobs is a part of it."""
         for first in range(0, count, BATCH):
             batch = range(first, min(first + BATCH, count))
-            await self._jobs.enqueue_many([self._prepared[number % TENANTS].job() for number in batch])
+            await self._jobs.enqueue_many(self._prepared[number % TENANTS].job() for number in batch)
 
     async def close(self) -> None:
         """Disconnect."""
