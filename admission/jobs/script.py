@@ -12,7 +12,7 @@ from enum import IntEnum
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from admission.jobs.types import BuryKind, JobState
 
@@ -389,8 +389,8 @@ class Script:
         ValueError: One of them contains a brace.
     """
 
-    source = Path(__file__).with_name("jobs.lua").read_text(encoding="utf-8")
-    sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+    source: ClassVar[str] = Path(__file__).with_name("jobs.lua").read_text(encoding="utf-8")
+    sha: ClassVar[str] = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
     __slots__ = ("_prefix", "keys")
 
