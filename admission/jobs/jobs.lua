@@ -36,7 +36,8 @@ local ST, LEASE, JST, JOB, BODY, RES, READY, RING, DEBT, TAG, DELAYED, TAKEN, DE
   unpack(KEYS)
 local DONE, STALE, UNKNOWN, FULL, RUNNING = 1, 2, 3, 4, 5 -- answers, as `Said`
 local floor, max, min = math.floor, math.max, math.min
-local byte, format, gmatch, match, sub = string.byte, string.format, string.gmatch, string.match, string.sub
+local byte, find, format, gmatch = string.byte, string.find, string.format, string.gmatch
+local match, sub = string.match, string.sub
 local ARGV, ipairs, pairs, tonumber, type, unpack = ARGV, ipairs, pairs, tonumber, type, unpack
 local max_queue_size, most_lost, dead_ttl = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local me, now = ARGV[1], 0
@@ -343,8 +344,8 @@ local function usual()
     return p < q or p == q and core.sorts_before(f.tenant, g.tenant)
   end
 
-  -- Have each tenant say by a number where its name sorts: six bytes of it, after those that all have in common.
-  local function put_in_order(flows)
+  -- Sort tenants. Each says by a number where its name sorts: six bytes of it, after those that all have in common.
+  local function line_up(flows)
     local common = flows[1] and flows[1].tenant
     for _, f in ipairs(flows) do
       while sub(f.tenant, 1, #common) ~= common do
@@ -358,23 +359,20 @@ local function usual()
       end
       f.order = order
     end
+    table.sort(flows, served_before)
   end
 
-  -- Let a tenant sink to its place in a heap of them.
-  local function sink(heap, i, size)
-    local f = heap[i]
-    while 2 * i <= size do
-      local child = 2 * i
-      if child < size and served_before(heap[child + 1], heap[child]) then
-        child = child + 1
+  -- Where in a sorted line, between two places, a tenant belongs.
+  local function place_of(f, line, first, last)
+    while first < last do
+      local middle = floor((first + last) / 2)
+      if served_before(f, line[middle]) then
+        last = middle
+      else
+        first = middle + 1
       end
-      if not served_before(heap[child], f) then
-        break
-      end
-      heap[i] = heap[child]
-      i = child
     end
-    heap[i] = f
+    return first
   end
 
   function core.names(text)
@@ -401,27 +399,25 @@ local function usual()
   -- Pick jobs in fair order, of some tenants or of all: ids, where they stand, and whose they are.
   function core.pick(c, tenants, most, ids, members, takers)
     tenants = tenants == '*' and core.first_tenants(c, most - #ids) or core.names(tenants)
-    local heap, size = {}, 0
+    local line, last = {}, 0
     for _, f in ipairs(core.flows(c, tenants)) do
       if f.queued > 0 then
-        size = size + 1
-        heap[size] = f
-        f.after, f.line, f.next, f.at = '[' .. f.prefix, {}, 1, #f.prefix + 17
+        last = last + 1
+        line[last] = f
       end
     end
-    put_in_order(heap)
-    for i = floor(size / 2), 1, -1 do
-      sink(heap, i, size)
+    line_up(line)
+    local n, first, virtual, portion = #ids, 1, c.virtual, floor((most - #ids) / max(1, last)) + 1
+    for _, f in ipairs(line) do
+      f.after, f.jobs, f.next, f.at, f.portion = '[' .. f.prefix, {}, 1, #f.prefix + 17, portion
     end
-    local portion, n, virtual = size > 0 and floor((most - #ids) / size) + 1, #ids, c.virtual
-    while size > 0 and n < most do
-      local f = heap[1]
-      local member = f.line[f.next]
+    while first <= last and n < most do
+      local f = line[first]
+      local member = f.jobs[f.next]
       if not member then
-        f.line = call('ZRANGEBYLEX', READY, f.after, '(' .. sub(f.prefix, 1, -2) .. ';', 'LIMIT', 0, portion)
-        f.next, member = 1, f.line[1]
-        f.after = '(' .. (f.line[#f.line] or '')
-        portion = min(2 * portion, 256)
+        f.jobs = call('ZRANGEBYLEX', READY, f.after, '(' .. sub(f.prefix, 1, -2) .. ';', 'LIMIT', 0, f.portion)
+        f.next, member = 1, f.jobs[1]
+        f.after, f.portion = '(' .. (f.jobs[f.portion] or ''), min(2 * f.portion, 256)
       end
       if member then
         n = n + 1
@@ -431,11 +427,14 @@ local function usual()
         f.next, f.queued, f.pass = f.next + 1, f.queued - 1, pass + sub(member, f.at + 25)
       end
       if not member or f.queued == 0 then -- Its last is picked.
-        heap[1], heap[size] = heap[size], nil
-        size = size - 1
-      end
-      if size > 0 then
-        sink(heap, 1, size)
+        first = first + 1
+      elseif first < last and served_before(line[first + 1], f) then
+        first, last = first + 1, last + 1
+        if served_before(line[last - 1], f) then -- As with equal charges.
+          line[last] = f
+        else
+          table.insert(line, place_of(f, line, first, last - 1), f)
+        end
       end
     end
     c.virtual = virtual
@@ -468,7 +467,7 @@ local function usual()
     for i = 1, n do
       local id, f, record, told = ids[i], takers[i], found[i], nil
       if record then -- Else somebody else has deleted it.
-        if sub(record, 1, fresh) == QUEUED then
+        if find(record, QUEUED, 1, true) == 1 then
           told = id .. ' 1 1 0 ' .. sub(record, fresh + 17, fresh + 32) .. last .. f.tenant
           record = begun .. sub(record, fresh + 1)
         else
@@ -494,7 +493,7 @@ local function usual()
   -- The usual case: the first delivery of a job that was never handed back, has no key, and for which nobody waits.
   function core.done_plainly(id, delivery, result, ttl)
     local record, at = pool.jobs[id], #BEGUN
-    if delivery ~= '1' or type(record) ~= 'string' or sub(record, 1, at) ~= BEGUN or byte(record, at + 72) ~= 45 then
+    if delivery ~= '1' or type(record) ~= 'string' or find(record, BEGUN, 1, true) ~= 1 or byte(record, at + 72) ~= 45 then
       return false
     end
     local kind = core.kind(sub(record, at + 74))
@@ -859,7 +858,7 @@ local function apart()
   end
 
   function core.watch(j, process)
-    if process ~= '' and not string.find(',' .. j.watchers .. ',', ',' .. process .. ',', 1, true) then
+    if process ~= '' and not find(',' .. j.watchers .. ',', ',' .. process .. ',', 1, true) then
       local watchers = j.watchers == '-' and process or j.watchers .. ',' .. process
       j.watchers = sub(watchers, -(17 * 32 - 1)) -- The newest 32.
       core.change(j)
