@@ -29,6 +29,7 @@ class Server:
     batches: list[list[Op]] = field(default_factory=list)
     open: asyncio.Event = field(default_factory=asyncio.Event)
     failing: int = 0
+    failure: type[Exception] = Unreachable
 
     async def call(self, ops: Sequence[Op]) -> Echo:
         """One batch."""
@@ -36,7 +37,7 @@ class Server:
         await self.open.wait()
         if self.failing:
             self.failing -= 1
-            raise Unreachable("gone")
+            raise self.failure("gone")
         return Echo(list(ops))
 
 
@@ -128,6 +129,23 @@ async def test_a_failed_batch_goes_again_before_all_else() -> None:
     assert heard == ["offer 1", "offer 2"]
 
 
+async def test_a_call_that_keeps_failing_unforeseen_is_tried_again_and_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Else a mistake fills the log twenty times a second. The next one after a success is logged again."""
+    server = Server(failing=3, failure=AttributeError)
+    server.open.set()
+    commit = committer(server)
+    commit.send("offer 1")
+    await commit.drain()
+    assert server.batches == [["offer 1"]] * 4
+    assert caplog.text.count("AttributeError: gone") == 1
+    server.failing = 1
+    commit.send("offer 2")
+    await commit.drain()
+    assert caplog.text.count("AttributeError: gone") == 2
+
+
 async def test_what_was_said_last_is_done_last() -> None:
     """An operation that is asked for again before it left stands where it was said last, not first."""
     server = Server()
@@ -171,7 +189,7 @@ async def test_a_listener_that_fails_keeps_nobody_else_from_hearing(caplog: pyte
     commit.send("offer 2", heard.append)  # type: ignore[arg-type]
     await commit.drain()
     assert heard == ["offer 2"]
-    assert "failed on what the shared pool answered" in caplog.text
+    assert "failed on what the server answered" in caplog.text
 
 
 async def test_drain_tries_again_at_once_and_as_often_as_it_takes() -> None:

@@ -88,6 +88,8 @@ class Committer(Generic[Op, Answer, Reply]):
         self._held_up = False
         """A call has failed and is about to be made again, or it is suspended."""
         self._suspended = False
+        self._puzzled = False
+        """The log says already that calls fail for no reason of the link."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._made = self._sent = self._largest = 0
 
@@ -205,8 +207,10 @@ class Committer(Generic[Op, Answer, Reply]):
         try:
             reply = await self._call(list(batch))
         except Exception as error:
-            if not isinstance(error, Unreachable):
-                logger.exception("a call to the shared pool failed in a way that should not happen")
+            if not isinstance(error, Unreachable) and not self._puzzled:
+                self._puzzled = True
+                again = f"it is tried again every {RETRY_AFTER:g} s, and the log is silent until one succeeds"
+                logger.exception("a call to the server failed in a way that should not happen; %s", again)
             if not self._suspended:
                 self._first = _joined(batch, self._first)
                 self._held_up = True
@@ -214,6 +218,7 @@ class Committer(Generic[Op, Answer, Reply]):
             return
         finally:
             self._calls -= 1
+        self._puzzled = False
         # The next batch first: it travels while the answers are told.
         self._flush()
         _tell(self._replied, reply)
@@ -228,7 +233,7 @@ def _tell(heard: Callable[[T], None], news: T) -> None:
     try:
         heard(news)
     except Exception:
-        logger.exception("%r failed on what the shared pool answered", heard)
+        logger.exception("%r failed on what the server answered", heard)
 
 
 def _both(one: Heard[Answer] | None, other: Heard[Answer] | None) -> Heard[Answer] | None:
