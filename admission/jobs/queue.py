@@ -379,7 +379,7 @@ class JobQueue:
         def puts() -> Iterator[script.Op]:
             for job, id in zip(jobs, _new_ids(), strict=False):
                 enqueued.append(Job(self, id))
-                yield _put(job, id)
+                yield script.put_like(job.prepared.how, id, job.body)
 
         for index, answer in enumerate(await self.put_all(puts())):
             if isinstance(answer, Duplicate):
@@ -664,20 +664,6 @@ def _new_ids() -> Iterator[str]:
         digits = os.urandom(count * ID_DIGITS // 2).hex()
         for start in range(0, len(digits), ID_DIGITS):
             yield digits[start : start + ID_DIGITS]
-
-
-def _put(job: NewJob, id: str) -> script.Op:
-    prepared = job.prepared
-    return script.put(
-        id,
-        prepared.rank,
-        prepared.tenant,
-        prepared.charge,
-        prepared.delay_us,
-        prepared.dedup_key,
-        "",
-        job.body,
-    )
 
 
 def _body(text: str) -> Mapping[str, object]:

@@ -392,9 +392,9 @@ class Runs:
 
         Its id is made from the delivery's, so saying it twice makes no second one.
         """
-        taken, prepared = run.taken, new.prepared
+        taken = run.taken
         digest = hashlib.sha256(f"{taken.id} {taken.delivery} {why}".encode()).hexdigest()[:ID_DIGITS]
-        op = script.put(digest, prepared.rank, prepared.tenant, prepared.charge, 0, "", "", new.body)
+        op = script.put_like(new.prepared.how, digest, new.body)
         self.store.send(op, partial(self._called_back, callback, taken.id))
 
     def _called_back(self, callback: str, id: str, answer: Answer) -> None:

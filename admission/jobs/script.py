@@ -9,8 +9,8 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import lru_cache
-from itertools import chain
+from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -240,7 +240,17 @@ def put(id: str, rank: int, tenant: str, charge: int, delay_us: int, dedup_key: 
         watcher: A process that is told when it has ended. Empty: none.
         body: Opaque here.
     """
-    return "put", id, _how(rank, tenant, charge, delay_us, dedup_key, watcher), body
+    return put_like(how(rank, tenant, charge, delay_us, dedup_key, watcher), id, body)
+
+
+def how(rank: int, tenant: str, charge: int, delay_us: int = 0, dedup_key: str = "", watcher: str = "") -> str:
+    """All of a `put` but the id and the body, in one word: made once for many, and taken apart once a call."""
+    return f"{delay_us} {watcher or '-'} {rank} {charge} {len(dedup_key.encode())} {dedup_key}{tenant}"
+
+
+def put_like(how: str, id: str, body: str) -> Op:
+    """`put`, as `how` says."""
+    return "put", id, how, body
 
 
 def take(rank: int, count: int, tenants: Tenants | None = None, steal: Tenants | None = ()) -> Op:
@@ -365,12 +375,6 @@ def tick() -> Op:
     return ("tick",)
 
 
-@lru_cache(maxsize=1024)
-def _how(rank: int, tenant: str, charge: int, delay_us: int, dedup_key: str, watcher: str) -> str:
-    """How a job is put, in one word: what many of them have in common is taken apart once a call."""
-    return f"{delay_us} {watcher or '-'} {rank} {charge} {len(dedup_key.encode())} {dedup_key}{tenant}"
-
-
 def _names(tenants: Tenants | None) -> str:
     return "*" if tenants is None else "\n".join(("=", *tenants))
 
@@ -429,7 +433,11 @@ class Script:
         time = "-" if now_us is None else now_us
         publish = "SPUBLISH" if sharded else "PUBLISH"
         config = bounds.max_queue_size, bounds.most_deliveries, round(bounds.dead_ttl * 1e6)
-        return self.keys, [process, time, publish, *config, *chain.from_iterable(ops)]
+        words: list[Word] = [process, time, publish, *config]
+        for verb, alike in groupby(ops, _VERB):
+            arguments = [op[1:] for op in alike]
+            words += verb, len(arguments), *chain.from_iterable(arguments)
+        return self.keys, words
 
     def parse(self, reply: object) -> Reply:
         """The reply of the script. Raises Garbled."""
@@ -456,6 +464,8 @@ class Script:
         except (ValueError, KeyError) as error:
             raise Garbled(f"no message of the jobs' script: {message!r:.200}") from error
 
+
+_VERB = itemgetter(0)
 
 _SAID = {said.value: said for said in Said}
 

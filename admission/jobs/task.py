@@ -18,6 +18,7 @@ from pydantic_core import PydanticSerializationError, from_json, to_json
 from typing_extensions import TypeVar
 
 from admission.errors import BadArguments, PayloadTooLarge, UnknownTask
+from admission.jobs import script
 from admission.jobs.arguments import Arguments, Named, is_strict_json, shortened
 from admission.policy.fairness import Flow
 from admission.policy.retry import Retry
@@ -299,29 +300,30 @@ class PreparedJob(Generic[P, R]):
     job = await urgent.enqueue(42)
     """
 
-    __slots__ = ("_options", "_tail", "charge", "dedup_key", "delay_us", "rank", "task", "tenant")
+    __slots__ = ("_most_bytes", "_options", "_tail", "how", "task")
 
     def __init__(self, task: Task[P, R], options: EnqueueOptions) -> None:
         self.task = task
         self._options = options
         jobs = task.jobs
-        self.tenant = check_name("tenant", options.get("tenant") or "", empty=True)
+        tenant = check_name("tenant", options.get("tenant") or "", empty=True)
         priority = options.get("priority")
-        self.rank = task.rank if priority is None else jobs.rank_of(priority)
+        rank = task.rank if priority is None else jobs.rank_of(priority)
         delay = options.get("delay", 0.0)
         within("delay", delay, 0, LONGEST_DELAY)
-        self.delay_us = round(delay * 1e6)
         dedup_key = options.get("dedup_key")
-        self.dedup_key = "" if dedup_key is None else check_name("dedup_key", dedup_key)
+        dedup_key = "" if dedup_key is None else check_name("dedup_key", dedup_key)
         own, said = task.options, _said(options)
         jobs.check_callbacks(own)
         if said:
             said_options = check_options(replace(own, **said))  # type: ignore[arg-type]
             jobs.check_callbacks(said_options)
             own = said_options
-        weight = jobs.classes[self.rank].weights.get(self.tenant, 1.0)
-        self.charge = Flow(self.tenant, weight).charge(own.cost)
+        charge = Flow(tenant, jobs.classes[rank].weights.get(tenant, 1.0)).charge(own.cost)
+        self.how = script.how(rank, tenant, charge, round(delay * 1e6), dedup_key)
+        """As the server is told: everything but its id and its body."""
         self._tail = self._rest_of_body(said, options.get("metadata"))
+        self._most_bytes = jobs.max_payload_bytes
 
     def with_options(self, **options: Unpack[EnqueueOptions]) -> PreparedJob[P, R]:
         """The same with these options, beside those it has. Raises as `Task.with_options`."""
@@ -331,8 +333,8 @@ class PreparedJob(Generic[P, R]):
         """A job to be enqueued by `JobQueue.enqueue_many`. Raises as `Task.enqueue`, but for what a server says."""
         task = self.task
         body = task.prefix + task.arguments.to_json(args, kwargs) + self._tail
-        if len(body) > task.jobs.max_payload_bytes:
-            raise too_large(f"a job of task {task.name!r}", len(body), task.jobs.max_payload_bytes)
+        if len(body) > self._most_bytes:
+            raise too_large(f"a job of task {task.name!r}", len(body), self._most_bytes)
         return NewJob(self, body.decode())
 
     async def enqueue(self, /, *args: P.args, **kwargs: P.kwargs) -> Job:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 
 from admission import Priority
 from admission.errors import AdmissionError, BadArguments, PayloadTooLarge, UnknownTask
-from admission.jobs import JobQueue, Task
+from admission.jobs import JobQueue, Task, script
 from admission.jobs.task import name_in
 from admission.policy.retry import Retry
 
@@ -363,9 +363,8 @@ def test_each_step_of_the_builder_gives_a_new_one(jobs: JobQueue) -> None:
 
     base = send.with_options(tenant="acme", cost=3)
     high = base.with_options(priority=Priority.HIGH)
-    assert (base.rank, high.rank) == (2, 1)
-    assert (base.tenant, high.tenant) == ("acme", "acme")
-    assert (base.charge, high.charge) == (3000, 3000)
+    assert base.how == script.how(2, "acme", 3000)
+    assert high.how == script.how(1, "acme", 3000)
 
 
 def test_a_parameter_named_like_an_option_is_given_after_with_options(jobs: JobQueue) -> None:
