@@ -22,7 +22,8 @@
 --   j:hungry   HASH  process -> what it wants, since when
 --
 -- ARGV  process, time or -, command to publish with, most jobs queued and delayed, most deliveries that may be lost,
---       microseconds a dead letter is kept; then the operations, each a verb and its arguments, see `ARITY`
+--       microseconds a dead letter is kept; then the operations: a verb, how many of it follow one another, and the
+--       arguments of each, see `ARITY`
 --
 -- Redis looks for free memory before a script's first write only, so a call is done whole or not at all. One that does
 -- more than put begins with a deletion, which needs no memory: what ends can be said also where there is none left. One
@@ -58,6 +59,7 @@ local pool = {
   procs = {}, -- processes that have jobs here, or want some
   alive = {}, -- which of them have a lease
   wanted = false, -- whether one of them wants some
+  asked = false, -- whether `stats` were
   moves = 1000, -- jobs one call moves at most besides those its operations name; the next call goes on
   told = {}, -- what the caller is told
   messages = {}, -- and others, by process
@@ -92,15 +94,14 @@ local function usual()
 
   -- Read those of these jobs that are not known yet.
   function core.load(ids)
-    local jobs, missing = pool.jobs, {}
+    local missing = {}
     for _, id in ipairs(ids) do
-      if jobs[id] == nil then
+      if pool.jobs[id] == nil then
         missing[#missing + 1] = id
-        jobs[id] = false
       end
     end
     for i, record in ipairs(core.read(JOB, missing)) do
-      jobs[missing[i]] = record
+      pool.jobs[missing[i]] = record
     end
   end
 
@@ -163,39 +164,29 @@ local function usual()
 
   -- What does not change in a job, and many have in common: it is taken apart once.
   function core.kind(what)
-    local kind = pool.kinds[what]
-    if not kind then
-      local rank, charge, length, text = match(what, '^(%d) (%d+) (%d+) (.*)$')
-      kind = {
-        what = what, rank = tonumber(rank), charge = charge, key = sub(text, 1, length), tenant = sub(text, 1 + length),
-        account = false,
-      }
-      pool.kinds[what] = kind
-    end
+    local rank, charge, length, text = match(what, '^(%d) (%d+) (%d+) (.*)$')
+    local kind = {
+      what = what, rank = tonumber(rank), charge = charge, key = sub(text, 1, length), tenant = sub(text, 1 + length),
+      account = false,
+    }
+    pool.kinds[what] = kind
     return kind
   end
 
   function core.account(kind)
-    local f = kind.account
-    if not f then
-      f = core.flow(core.class(kind.rank), kind.tenant)
-      kind.account = f
-    end
-    return f
+    kind.account = core.flow(core.class(kind.rank), kind.tenant)
+    return kind.account
   end
 
   -- How a job is put: microseconds until it is ready, who is told when it has ended or -, and what.
   function core.manner(how)
-    local manner = pool.manners[how]
-    if not manner then
-      local delay, watcher, what = match(how, '^(%d+) (%S+) (.*)$')
-      local kind = core.kind(what)
-      manner = {
-        kind = kind, delay = tonumber(delay), rest = ' ' .. pool.time .. ' ' .. watcher .. ' ' .. what,
-        suffix = ':' .. kind.charge,
-      }
-      pool.manners[how] = manner
-    end
+    local delay, watcher, what = match(how, '^(%d+) (%S+) (.*)$')
+    local kind = pool.kinds[what] or core.kind(what)
+    local manner = {
+      kind = kind, delay = tonumber(delay), rest = ' ' .. pool.time .. ' ' .. watcher .. ' ' .. what,
+      suffix = ':' .. kind.charge,
+    }
+    pool.manners[how] = manner
     return manner
   end
 
@@ -210,17 +201,12 @@ local function usual()
 
   -- A tenant without queued jobs is about to have one.
   function core.wake_tenant(f)
-    if f.queued == 0 then
-      f.pass = max(f.pass, f.class.virtual)
-    end
+    f.pass = max(f.pass, f.class.virtual)
   end
 
   -- When nothing of a class is queued or runs, all passes start over from 0, so they never outgrow what a double holds
   -- exactly.
   function core.rest(c)
-    if c.queued + c.running > 0 then
-      return
-    end
     local owing = call('ZRANGEBYLEX', DEBT, c.from, c.to, 'LIMIT', 0, 2048)
     local keys = {}
     for i, member in ipairs(owing) do
@@ -238,9 +224,7 @@ local function usual()
 
   -- Whether one more job may be put.
   function core.room()
-    if max_queue_size == 0 then
-      return true
-    elseif not pool.free then
+    if not pool.free then
       pool.free = max_queue_size
       for _, c in pairs(pool.classes) do
         pool.free = pool.free - c.queued - c.delayed
@@ -251,12 +235,8 @@ local function usual()
 
   -- What is to be written of jobs that were not taken apart.
   function core.plain()
-    local plain = pool.plain
-    if not plain then
-      plain = { records = {}, bodies = {}, ready = {}, kept = {}, results = {}, taken = {}, gone = {} }
-      pool.plain = plain
-    end
-    return plain
+    pool.plain = { records = {}, bodies = {}, ready = {}, kept = {}, results = {}, taken = {}, gone = {} }
+    return pool.plain
   end
 
   -- What goes before what comes: an id may be put again in the call that ended it.
@@ -289,16 +269,15 @@ local function usual()
     elseif j then
       return DONE -- The reply to an earlier call was lost.
     end
-    local manner = core.manner(how)
+    local manner = pool.manners[how] or core.manner(how)
     local kind = manner.kind
     local key = kind.key
     local other = key ~= '' and core.dedup(key)
     if other then
       return { 6, other }
-    elseif not core.room() then
+    elseif max_queue_size > 0 and not core.room() then
       return FULL
-    end
-    if key ~= '' then
+    elseif key ~= '' then
       core.set_dedup(key, id)
     end
     pool.number, pool.enqueued = pool.number + 1, pool.enqueued + 1
@@ -308,12 +287,14 @@ local function usual()
       core.put_later(id, record, manner.delay, body)
       return DONE
     end
-    local f = core.account(kind)
+    local f = kind.account or core.account(kind)
     local c = f.class
-    core.wake_tenant(f)
+    if f.queued == 0 then
+      core.wake_tenant(f)
+    end
     c.queued, f.queued, c.fresh = c.queued + 1, f.queued + 1, c.fresh + 1
     pool.free = pool.free and pool.free - 1
-    local plain = core.plain()
+    local plain = pool.plain or core.plain()
     local records, bodies, ready = plain.records, plain.bodies, plain.ready
     local n = #records
     records[n + 1], records[n + 2] = id, record
@@ -496,14 +477,15 @@ local function usual()
     if delivery ~= '1' or type(record) ~= 'string' or find(record, BEGUN, 1, true) ~= 1 or byte(record, at + 72) ~= 45 then
       return false
     end
-    local kind = core.kind(sub(record, at + 74))
+    local what = sub(record, at + 74)
+    local kind = pool.kinds[what] or core.kind(what)
     if kind.key ~= '' then
       return false
     end
-    local f = core.account(kind)
-    local c, p = f.class, core.process(me)
+    local f = kind.account or core.account(kind)
+    local c, p = f.class, pool.procs[me] or core.process(me)
     c.running, f.running, p.running = c.running - 1, f.running - 1, p.running - 1
-    local plain = core.plain()
+    local plain = pool.plain or core.plain()
     plain.taken[#plain.taken + 1] = me .. ':' .. id
     if ttl == '0' then
       plain.gone[#plain.gone + 1] = id
@@ -519,7 +501,9 @@ local function usual()
       kept[n + 1], kept[n + 2] = '0', expires .. ':' .. id
       pool.jobs[id] = record
     end
-    core.rest(c)
+    if c.queued + c.running == 0 then
+      core.rest(c)
+    end
     return true
   end
 
@@ -680,7 +664,7 @@ local function apart()
   function core.decode(id, record)
     local state, delivery, by, history, number, enqueued, watchers, what =
       match(record, '^(%l+) (%d+) (%S+) (%S+) (%d+) (%d+) (%S+) (.*)$')
-    local kind = core.kind(what)
+    local kind = pool.kinds[what] or core.kind(what)
     -- Made in one piece: a table that grows is copied again and again.
     return setmetatable({
       id = id, state = state, delivery = delivery, by = by, history = history, number = number, enqueued = enqueued,
@@ -697,11 +681,15 @@ local function apart()
       .. j.watchers .. ' ' .. j.kind.what
   end
 
+  function core.account_of(j)
+    return j.kind.account or core.account(j.kind)
+  end
+
   -- In which line a job stands, and as what.
   function core.place(j)
     local state = j.state
     if state == 'queued' then
-      return READY, core.account(j.kind).prefix .. j.number .. ':' .. j.id .. ':' .. j.charge
+      return READY, core.account_of(j).prefix .. j.number .. ':' .. j.id .. ':' .. j.charge
     elseif state == 'running' then
       return TAKEN, j.by .. ':' .. j.id
     elseif state == 'delayed' then
@@ -747,8 +735,8 @@ local function apart()
     if state == 'delayed' then
       c.delayed = c.delayed + sign
     elseif state == 'queued' or state == 'running' then
-      local f = core.account(j.kind)
-      if state == 'queued' then
+      local f = core.account_of(j)
+      if state == 'queued' and f.queued == 0 then
         core.wake_tenant(f)
       end
       c[state], f[state] = c[state] + sign, f[state] + sign
@@ -810,6 +798,13 @@ local function apart()
     return core.encode(j), told
   end
 
+  function core.rest_after(j)
+    local c = core.class(j.rank)
+    if c.queued + c.running == 0 then
+      core.rest(c)
+    end
+  end
+
   -- It is over: whoever asked hears of it, and its key is free.
   function core.finish(j)
     if j.dedup ~= '' and core.dedup(j.dedup) == j.id then
@@ -821,7 +816,7 @@ local function apart()
       end
       j.watchers = '-'
     end
-    core.rest(core.class(j.rank))
+    core.rest_after(j)
   end
 
   function core.tell(process, line)
@@ -1042,13 +1037,13 @@ local function apart()
     pool.failed, pool.retried = pool.failed + 1, pool.retried + 1
     j.failures, j.res = j.failures + 1, error
     core.line_up_later(j, tonumber(delay))
-    core.rest(core.class(j.rank))
+    core.rest_after(j)
     return DONE
   end
 
   -- It was not run: its tenant is not charged.
   function core.refund(j)
-    local f = core.account(j.kind)
+    local f = core.account_of(j)
     f.pass = max(0, f.pass - tonumber(j.charge))
     if j.failures + j.lost == 0 then
       j.first = '-'
@@ -1064,7 +1059,7 @@ local function apart()
     j.backs = j.backs + tonumber(counted)
     core.refund(j)
     core.line_up_later(j, tonumber(delay))
-    core.rest(core.class(j.rank))
+    core.rest_after(j)
     return DONE
   end
 
@@ -1166,7 +1161,7 @@ local function rarely()
     local attempt, position, queued = tonumber(j.failures), 0, j.state == 'queued'
     if queued then
       local _, member = core.place(j)
-      position = 1 + call('ZLEXCOUNT', READY, '[' .. core.account(j.kind).prefix, '(' .. member)
+      position = 1 + call('ZLEXCOUNT', READY, '[' .. core.account_of(j).prefix, '(' .. member)
     elseif j.state == 'running' then
       attempt = attempt + 1
     end
@@ -1272,7 +1267,7 @@ local function rarely()
     local j = core.job(id)
     if not j or j.state ~= 'dead' then
       return UNKNOWN
-    elseif not core.room() then
+    elseif max_queue_size > 0 and not core.room() then
       return FULL
     end
     if j.dedup ~= '' then
@@ -1377,6 +1372,7 @@ local function rarely()
 
   -- Answered when all else is written.
   function core.stats()
+    pool.asked = true
     return 'stats'
   end
 
@@ -1411,27 +1407,27 @@ setmetatable(core, {
   end,
 })
 
--- Verbs and how many words they take, their own among them.
+-- Verbs and how many arguments they take.
 local ARITY = {
-  put = 4, -- id, how, body
-  take = 5, -- class, how many, tenants, of whom to steal
-  want = 4, -- classes, tenants, of whom to steal
-  done = 5, -- id, delivery, result, time to live
-  retry = 5, -- id, delivery, delay, error
-  back = 5, -- id, delivery, delay, 1 if it is counted
-  bury = 5, -- id, delivery, kind, error
-  cancel = 2, -- id
-  look = 3, -- id, watcher
-  ls = 6, -- state, class or -, tenant or *, after, how many
-  here = 2, -- after which id
-  requeue = 2, -- id
-  drop = 2, -- id
-  purge = 4, -- state, class or -, tenant or *
-  pause = 2, -- class or -
-  resume = 2, -- class or -
-  stats = 1,
-  leave = 1,
-  tick = 1,
+  put = 3, -- id, how, body
+  take = 4, -- class, how many, tenants, of whom to steal
+  want = 3, -- classes, tenants, of whom to steal
+  done = 4, -- id, delivery, result, time to live
+  retry = 4, -- id, delivery, delay, error
+  back = 4, -- id, delivery, delay, 1 if it is counted
+  bury = 4, -- id, delivery, kind, error
+  cancel = 1, -- id
+  look = 2, -- id, watcher
+  ls = 5, -- state, class or -, tenant or *, after, how many
+  here = 1, -- after which id
+  requeue = 1, -- id
+  drop = 1, -- id
+  purge = 3, -- state, class or -, tenant or *
+  pause = 1, -- class or -
+  resume = 1, -- class or -
+  stats = 0,
+  leave = 0,
+  tick = 0,
 }
 
 -- Those of which many come in one call, so that the jobs they name are read at once.
@@ -1443,20 +1439,21 @@ local only_puts, asks_for_jobs = true, false
 do
   local i, n, last = 7, 0, #ARGV
   while i <= last do
-    local verb = ARGV[i]
+    local verb, count = ARGV[i], tonumber(ARGV[i + 1])
     local arity = ARITY[verb]
-    if not arity or i + arity - 1 > last then
+    i = i + 2
+    if not arity or not count or i + count * arity - 1 > last then
       return redis.error_reply('ERR not an operation on jobs: ' .. sub(verb, 1, 60))
     end
     if COMMON[verb] then
-      n = n + 1
-      ids[n] = ARGV[i + 1]
+      for k = 0, count - 1 do
+        ids[n + k + 1] = ARGV[i + k * arity]
+      end
+      n = n + count
     end
-    if verb ~= 'put' then
-      only_puts = false
-      asks_for_jobs = asks_for_jobs or verb == 'take' or verb == 'want'
-    end
-    i = i + arity
+    only_puts = only_puts and verb == 'put'
+    asks_for_jobs = asks_for_jobs or verb == 'take' or verb == 'want'
+    i = i + count * arity
   end
 end
 
@@ -1513,7 +1510,9 @@ for _, key in ipairs({ DEAD, KEPT }) do
 end
 
 if ids[1] then
-  core.load(ids)
+  for i, record in ipairs(core.read(JOB, ids)) do
+    pool.jobs[ids[i]] = record
+  end
 end
 
 -- Look which processes live.
@@ -1552,11 +1551,14 @@ local answers, n = {}, 0
 do
   local i, last = 7, #ARGV
   while i <= last do
-    local verb = ARGV[i]
-    local arity = ARITY[verb]
-    n = n + 1
-    answers[n] = core[verb](unpack(ARGV, i + 1, i + arity - 1))
-    i = i + arity
+    local verb, count = ARGV[i], ARGV[i + 1]
+    local arity, operation = ARITY[verb], core[verb]
+    i = i + 2
+    for _ = 1, count do
+      n = n + 1
+      answers[n] = operation(unpack(ARGV, i, i + arity - 1))
+      i = i + arity
+    end
   end
 end
 
@@ -1575,7 +1577,7 @@ end
 if next(pool.procs) then
   core.flush_procs()
 end
-for i = 1, n do
+for i = 1, pool.asked and n or 0 do
   if answers[i] == 'stats' then
     answers[i] = core.look_at_all()
   end
