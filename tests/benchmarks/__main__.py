@@ -24,6 +24,7 @@ from tests.benchmarks.http_speed import measure_http, measure_in_process
 from tests.benchmarks.jobs_speed import measure_jobs
 from tests.benchmarks.redis_speed import measure_redis
 from tests.benchmarks.report import Plan, Report
+from tests.benchmarks.shared_capacity import measure_shared
 from tests.benchmarks.wakeup_speed import measure_wakeup
 
 BENCHMARKS: dict[str, Callable[[Report], None]] = {
@@ -35,9 +36,10 @@ BENCHMARKS: dict[str, Callable[[Report], None]] = {
     "core": measure_core,
     "redis": measure_redis,
     "jobs": measure_jobs,
+    "shared": measure_shared,
 }
 
-ON_A_SERVER = {"redis", "jobs"}
+ON_A_SERVER = {"redis", "jobs", "shared"}
 """Those whose figures are no times of this process's event loop."""
 
 

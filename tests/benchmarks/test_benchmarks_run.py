@@ -108,6 +108,19 @@ def test_jobs_benchmark_tells_rates_and_who_is_missing(capsys: pytest.CaptureFix
     ]
 
 
+def test_shared_capacity_is_told_for_requests_and_for_jobs(capsys: pytest.CaptureFixture[str]) -> None:
+    """`shared` runs a web app without jobs, with a worker beside it, and with one in it."""
+    report = quick("shared")
+    printed = capsys.readouterr().out
+    assert "no jobs" in printed
+    assert [claim.what for claim in report.claims] == [
+        "shared: p99 wait of requests, jobs in a worker process ÷ alone",
+        "shared: p99 wait of requests, jobs in the web app's process ÷ alone",
+        "shared: jobs done ÷ their guaranteed share, at worst",
+        "shared: until jobs have all slots after the last request",
+    ]
+
+
 def test_summary_shows_each_claim_and_whoever_is_missing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """The last table fits 80 columns, and the JSON says the same."""
     report = Report(Plan(rounds=1, quick=False))
