@@ -1565,8 +1565,11 @@ end
 if pool.plain or pool.changed[1] then
   core.flush_jobs()
 end
-if pool.wanted then
-  core.wake()
+for _, c in pairs(pool.wanted and pool.classes or {}) do
+  if c.fresh > 0 then
+    core.wake()
+    break
+  end
 end
 if next(pool.flows) then
   core.flush_flows()

@@ -46,6 +46,11 @@ MUTATIONS = (
         "    core.write('HDEL', BODY, gone)\n    core.write('HDEL', RES, no_res)",
         "    core.write('HDEL', RES, no_res)",
     ),
+    Mutation(
+        "whoever was served goes to the end",
+        "table.insert(line, place_of(f, line, first, last - 1), f)",
+        "line[last] = f",
+    ),
     Mutation("any delivery ends plainly", "if delivery ~= '1' or ", "if "),
     Mutation("keys do not matter where it ends plainly", "    if kind.key ~= '' then", "    if false then"),
     Mutation("watchers do not matter where it ends plainly", " or byte(record, at + 72) ~= 45 then", " then"),

@@ -153,6 +153,14 @@ def test_take_by_batches_is_as_fair_as_one_by_one(shop: Shop) -> None:
     assert [job.id for job in shop.take(ANN, 60)] == single
 
 
+def test_tenants_with_names_alike_are_served_by_name(shop: Shop) -> None:
+    """To the last letter, as their bytes sort."""
+    names = ["customer-b", "z", "customer-a", "customer", "é"]
+    for tenant in names * 2:
+        shop.put(tenant=tenant)
+    assert [job.tenant for job in shop.take(ANN, 10)] == sorted(names) * 2
+
+
 def test_assigned_tenants_come_first_and_then_those_to_steal_from(shop: Shop) -> None:
     """In fair order among each; others are left alone."""
     for tenant in "xyzxyz":
