@@ -26,6 +26,7 @@ from admission.errors import (
 from admission.jobs import Job, JobQueue, JobState, script
 from admission.jobs.endings import Pace
 from admission.jobs.script import Stats
+from admission.jobs.task import NewJob
 from admission.jobs.types import BuryKind
 from admission.types import Reason
 from tests.jobs.taking import Taker
@@ -124,6 +125,28 @@ async def test_many_are_enqueued_in_batches_and_each_has_its_handle(jobs: JobQue
     assert await jobs.enqueue_many([]) == []
     (first,) = await taker.take(2, 1)
     assert first.tenant in ("", "a")
+
+
+async def test_the_next_jobs_are_made_while_the_server_works_on_those_before(jobs: JobQueue) -> None:
+    """A generator is not drawn dry before the first call leaves."""
+    task = jobs.tasks["sync_user"]
+    was_answered = []
+
+    def made() -> Iterator[NewJob]:
+        for number in range(2000):
+            was_answered.append(jobs.store.reply is not None)
+            yield task.job(number)
+
+    assert len(await jobs.enqueue_many(made())) == 2000
+    assert (was_answered[0], was_answered[-1]) == (False, True)
+
+
+async def test_what_making_a_job_raises_is_raised_and_those_before_may_be_taken_in(jobs: JobQueue) -> None:
+    """As it was raised, not wrapped; the queue goes on."""
+    task = jobs.tasks["sync_user"]
+    with pytest.raises(BadArguments, match="'user_id' is 'x'"):
+        await jobs.enqueue_many(task.job("x" if number == 1500 else number) for number in range(2000))  # type: ignore[arg-type]
+    assert (await jobs.stats()).queued <= 1500
 
 
 async def test_one_tenants_jobs_keep_their_order(jobs: JobQueue, taker: Taker) -> None:
