@@ -1540,7 +1540,11 @@ do
   end
 end
 
-if pool.moves > 0 then
+local delayed = 0
+for _, c in pairs(pool.classes) do
+  delayed = delayed + c.delayed
+end
+if delayed > 0 and pool.moves > 0 then
   local ready = due(DELAYED, pool.moves)
   if ready[1] then
     core.wake_delayed(ready)
@@ -1593,7 +1597,8 @@ local words = {
     pool.redelivered, pool.dead, pool.stale
   ),
 }
-local ready, delayed = { 0, 0, 0, 0, 0, 0, 0, 0 }, 0
+local ready = { 0, 0, 0, 0, 0, 0, 0, 0 }
+delayed = 0
 if next(pool.classes) then
   core.flush_classes(words)
   for rank, c in pairs(pool.classes) do
