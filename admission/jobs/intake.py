@@ -141,6 +141,7 @@ class Intake:
     def heard(self, reply: Reply) -> None:
         """What every reply of the server says."""
         self._heard_at = self._loop.time()
+        self.tender.heard()
         if self._store.unanswered != self._unanswered:
             self._unanswered = self._store.unanswered
             self._unsure = True
@@ -226,6 +227,7 @@ class Intake:
             gives_way = gives_way or missing > 0  # What a lower class has used may be what this one waits for.
             if ready == 0:
                 empty.append(rank)
+        tender.has_asked()
         if free == 0:
             if self._awaited:  # Who has no place must not be woken in the stead of somebody who has.
                 self._want(())

@@ -124,9 +124,10 @@ class ClassTender:
     def end(self, entry: Entry, outcome: Outcome, ran: float) -> None:
         """Its job has ended after *ran* seconds. It may have released the permit by itself: then nothing is left."""
         if entry.state is RUNNING:
-            self.used.append((entry, outcome, ran))
             if ran > SHORT:
-                self.release_used()
+                self._controller.finish(entry, outcome, rtt=ran)
+            else:
+                self.used.append((entry, outcome, ran))
 
     def keep(self, most: int) -> None:
         """What jobs have left is for other jobs, so that at most so many are idle; the rest is released."""
@@ -195,6 +196,10 @@ class Tender:
     def __init__(self, controller: AdmissionController, changed: Callable[[], None]) -> None:
         self._controller = controller
         self.classes = tuple(ClassTender(controller, rank, changed) for rank in range(len(controller.classes)))
+        self._most_asked = 0
+        """Since the latest reply."""
+        self._asked_before = 0, 0
+        """The same of the two replies before it."""
 
     @property
     def asked(self) -> int:
@@ -206,6 +211,15 @@ class Tender:
         """Permits without a job."""
         return sum([len(line.idle) + len(line.used) for line in self.classes])
 
+    def has_asked(self) -> None:
+        """The classes have asked for what they want now."""
+        self._most_asked = max(self._most_asked, self.asked)
+
+    def heard(self) -> None:
+        """A reply has come that says how many tickets wait in the pool."""
+        self._asked_before = self._most_asked, self._asked_before[0]
+        self._most_asked = self.asked
+
     def others_wait(self, waiting: int) -> bool:
         """Whether somebody else wants a slot: of another process, or a request of this one.
 
@@ -213,7 +227,9 @@ class Tender:
             waiting: Tickets that wait in the pool, as last heard from the server.
         """
         asked = self.asked
-        return waiting > asked or self._controller.waiting > asked
+        # The server may have counted tickets of this worker's own that were granted while it answered. Its call left
+        # before the reply to the one before it came, because two are under way at once.
+        return waiting > max(self._most_asked, *self._asked_before) or self._controller.waiting > asked
 
     def close(self) -> None:
         """Leave the pool's line, and release what is idle; what runs comes back through `end`."""
