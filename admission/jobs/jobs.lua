@@ -71,6 +71,7 @@ local function usual()
   -- A record of a job that was only put, up to its number; and one of its first delivery, to this process.
   local QUEUED = 'queued 0 - 0,0,0,-,-,-,- '
   local BEGUN = 'running 1 ' .. me .. ' 0,0,0,'
+  local jobs, kinds, manners = pool.jobs, pool.kinds, pool.manners
 
   -- Many words of one command, in as few as Lua can pass on.
   function core.write(command, key, words)
@@ -96,12 +97,12 @@ local function usual()
   function core.load(ids)
     local missing = {}
     for _, id in ipairs(ids) do
-      if pool.jobs[id] == nil then
+      if jobs[id] == nil then
         missing[#missing + 1] = id
       end
     end
     for i, record in ipairs(core.read(JOB, missing)) do
-      pool.jobs[missing[i]] = record
+      jobs[missing[i]] = record
     end
   end
 
@@ -169,7 +170,7 @@ local function usual()
       what = what, rank = tonumber(rank), charge = charge, key = sub(text, 1, length), tenant = sub(text, 1 + length),
       account = false,
     }
-    pool.kinds[what] = kind
+    kinds[what] = kind
     return kind
   end
 
@@ -181,12 +182,12 @@ local function usual()
   -- How a job is put: microseconds until it is ready, who is told when it has ended or -, and what.
   function core.manner(how)
     local delay, watcher, what = match(how, '^(%d+) (%S+) (.*)$')
-    local kind = pool.kinds[what] or core.kind(what)
+    local kind = kinds[what] or core.kind(what)
     local manner = {
       kind = kind, delay = tonumber(delay), rest = ' ' .. pool.time .. ' ' .. watcher .. ' ' .. what,
       suffix = ':' .. kind.charge,
     }
-    pool.manners[how] = manner
+    manners[how] = manner
     return manner
   end
 
@@ -263,13 +264,14 @@ local function usual()
   end
 
   function core.put(id, how, body)
-    local j = pool.jobs[id]
-    if type(j) == 'table' and j.state == 'gone' then
+    local j = jobs[id]
+    if j then
+      if type(j) == 'string' or j.state ~= 'gone' then
+        return DONE -- The reply to an earlier call was lost.
+      end
       core.flush_jobs()
-    elseif j then
-      return DONE -- The reply to an earlier call was lost.
     end
-    local manner = pool.manners[how] or core.manner(how)
+    local manner = manners[how] or core.manner(how)
     local kind = manner.kind
     local key = kind.key
     local other = key ~= '' and core.dedup(key)
@@ -301,7 +303,7 @@ local function usual()
     n = #ready
     bodies[n + 1], bodies[n + 2] = id, body
     ready[n + 1], ready[n + 2] = '0', f.prefix .. number .. ':' .. id .. manner.suffix
-    pool.jobs[id] = record
+    jobs[id] = record
     return DONE
   end
 
@@ -441,7 +443,7 @@ local function usual()
     if n == 0 then
       return answer
     end
-    local found, bodies, jobs = core.read(JOB, ids), core.read(BODY, ids), pool.jobs
+    local found, bodies = core.read(JOB, ids), core.read(BODY, ids)
     local records, taken, k = {}, {}, 0
     local begun, mine = BEGUN .. pool.time .. ',' .. pool.time .. ',-,- ', me .. ':'
     local last, fresh = ' ' .. pool.time .. ' ', #QUEUED
@@ -473,12 +475,12 @@ local function usual()
 
   -- The usual case: the first delivery of a job that was never handed back, has no key, and for which nobody waits.
   function core.done_plainly(id, delivery, result, ttl)
-    local record, at = pool.jobs[id], #BEGUN
+    local record, at = jobs[id], #BEGUN
     if delivery ~= '1' or type(record) ~= 'string' or find(record, BEGUN, 1, true) ~= 1 or byte(record, at + 72) ~= 45 then
       return false
     end
     local what = sub(record, at + 74)
-    local kind = pool.kinds[what] or core.kind(what)
+    local kind = kinds[what] or core.kind(what)
     if kind.key ~= '' then
       return false
     end
@@ -489,7 +491,7 @@ local function usual()
     plain.taken[#plain.taken + 1] = me .. ':' .. id
     if ttl == '0' then
       plain.gone[#plain.gone + 1] = id
-      pool.jobs[id] = false
+      jobs[id] = false
     else
       local records, results, kept = plain.records, plain.results, plain.kept
       local expires = core.due_after(ttl)
@@ -499,7 +501,7 @@ local function usual()
       n = #kept
       results[n + 1], results[n + 2] = id, result
       kept[n + 1], kept[n + 2] = '0', expires .. ':' .. id
-      pool.jobs[id] = record
+      jobs[id] = record
     end
     if c.queued + c.running == 0 then
       core.rest(c)
