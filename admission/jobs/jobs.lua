@@ -327,8 +327,8 @@ local function usual()
     return p < q or p == q and core.sorts_before(f.tenant, g.tenant)
   end
 
-  -- Sort tenants. Each says by a number where its name sorts: six bytes of it, after those that all have in common.
-  local function line_up(flows)
+  -- Have each tenant say by a number where its name sorts: six bytes of it, after those that all have in common.
+  local function note_order(flows)
     local common = flows[1] and flows[1].tenant
     for _, f in ipairs(flows) do
       while sub(f.tenant, 1, #common) ~= common do
@@ -342,7 +342,6 @@ local function usual()
       end
       f.order = order
     end
-    table.sort(flows, served_before)
   end
 
   -- Where in a sorted line, between two places, a tenant belongs.
@@ -381,15 +380,18 @@ local function usual()
 
   -- Pick jobs in fair order, of some tenants or of all: ids, where they stand, and whose they are.
   function core.pick(c, tenants, most, ids, members, takers)
-    tenants = tenants == '*' and core.first_tenants(c, most - #ids) or core.names(tenants)
+    local names = tenants == '*' and core.first_tenants(c, most - #ids) or core.names(tenants)
     local line, last = {}, 0
-    for _, f in ipairs(core.flows(c, tenants)) do
+    for _, f in ipairs(core.flows(c, names)) do
       if f.queued > 0 then
         last = last + 1
         line[last] = f
       end
     end
-    line_up(line)
+    note_order(line)
+    if tenants ~= '*' then
+      table.sort(line, served_before)
+    end
     local n, first, virtual, portion = #ids, 1, c.virtual, floor((most - #ids) / max(1, last)) + 1
     for _, f in ipairs(line) do
       f.after, f.jobs, f.next, f.at, f.portion = '[' .. f.prefix, {}, 1, #f.prefix + 17, portion
@@ -400,7 +402,7 @@ local function usual()
       if not member then
         f.jobs = call('ZRANGEBYLEX', READY, f.after, '(' .. sub(f.prefix, 1, -2) .. ';', 'LIMIT', 0, f.portion)
         f.next, member = 1, f.jobs[1]
-        f.after, f.portion = '(' .. (f.jobs[f.portion] or ''), min(2 * f.portion, 256)
+        f.after, f.portion = '(' .. (f.jobs[#f.jobs] or ''), min(2 * f.portion, 256)
       end
       if member then
         n = n + 1
