@@ -145,7 +145,7 @@ async def test_what_making_a_job_raises_is_raised_and_those_before_may_be_taken_
     """As it was raised, not wrapped; the queue goes on."""
     task = jobs.tasks["sync_user"]
     with pytest.raises(BadArguments, match="'user_id' is 'x'"):
-        await jobs.enqueue_many(task.job("x" if number == 1500 else number) for number in range(2000))  # type: ignore[arg-type]
+        await jobs.enqueue_many(task.job("x" if number == 1500 else number) for number in range(2000))
     assert (await jobs.stats()).queued <= 1500
 
 
