@@ -114,8 +114,8 @@ def test_shared_capacity_is_told_for_requests_and_for_jobs(capsys: pytest.Captur
     printed = capsys.readouterr().out
     assert "no jobs" in printed
     assert [claim.what for claim in report.claims] == [
-        "shared: p99 wait of requests, jobs in a worker process ÷ alone",
-        "shared: p99 wait of requests, jobs in the web app's process ÷ alone",
+        "shared: p99 wait of requests, jobs in a worker process ÷ no jobs",
+        "shared: p99 wait of requests, jobs in the web app's process ÷ no jobs",
         "shared: jobs done ÷ their guaranteed share, at worst",
         "shared: until jobs have all slots after the last request",
     ]
