@@ -278,7 +278,8 @@ class Runs:
             except Unavailable as error:
                 tries += 1
                 logger.warning("the result of job %s cannot be stored as %r yet: %s", run.taken.id, name, error)
-                await asyncio.sleep(KEEP_AGAIN.delay_for(min(tries, 20), random.random()) or 0.05)
+            # Not above: in the compiled build, who waits inside `except` lends its error to whatever runs meanwhile.
+            await asyncio.sleep(KEEP_AGAIN.delay_for(min(tries, 20), random.random()) or 0.05)
         self._done(run, text)
 
     def _kept(self, keeping: asyncio.Task[None]) -> None:
