@@ -15,8 +15,10 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from admission import PriorityClass, QoSAdmission, current_ticket
+from admission import AdmissionController, PriorityClass, QoSAdmission, current_ticket
 from admission.jobs import JobState, tender
+from admission.jobs.tender import Tender
+from admission.types import Outcome
 from tests.controller.test_contract import Crowd, is_empty, peace
 from tests.jobs.workshop import Gate, Shop, shop, until
 
@@ -309,3 +311,36 @@ async def test_a_worker_with_nothing_to_do_asks_almost_nothing(shop: Shop) -> No
             await asyncio.sleep(0)
         assert store._commit.statistics.operations <= before + 6
         assert worker.status().taken == 0
+
+
+async def test_a_workers_own_tickets_are_nobody_elses_for_two_replies_after_their_grant() -> None:
+    """The server may have counted them before it granted them; what it counts later is somebody else's."""
+    pool = AdmissionController(max_concurrency=1)
+    permits = Tender(pool, lambda: None)
+    held = await pool.acquire()
+    permits.classes[2].ask(1)
+    permits.has_asked()
+    assert not permits.others_wait(1)
+    assert permits.others_wait(2)
+    held.release()
+    assert permits.asked == 0
+    for _ in range(2):
+        permits.heard()
+        assert not permits.others_wait(1)
+    permits.heard()
+    assert permits.others_wait(1)
+    permits.close()
+
+
+async def test_a_long_job_gives_back_its_own_permit_alone() -> None:
+    """Those of jobs that were short are kept for the next ones."""
+    pool = AdmissionController(max_concurrency=2)
+    line = Tender(pool, lambda: None).classes[2]
+    line.ask(2)
+    line.end(line.use(), Outcome.SUCCESS, tender.SHORT / 2)
+    line.end(line.use(), Outcome.SUCCESS, tender.SHORT * 2)
+    assert pool.in_flight == 1
+    line.keep(1)
+    assert len(line.idle) == 1
+    line.close()
+    assert pool.in_flight == 0
