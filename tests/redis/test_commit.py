@@ -249,3 +249,19 @@ async def test_what_is_forgotten_is_not_tried_again() -> None:
     await commit.drain()
     assert server.batches == [["offer 1", "offer 2"], ["offer 2"]]
     assert (mine, others) == ([], ["offer 2"])
+
+
+async def test_what_is_forgotten_while_its_call_is_under_way_is_not_tried_again_either() -> None:
+    """The call fails after whoever asked has given up."""
+    server = Server(failing=1)
+    commit, heard = committer(server), []
+    listener = heard.append
+    commit.send("offer 1", listener)  # type: ignore[arg-type]
+    commit.send("offer 2", listener)  # type: ignore[arg-type]
+    await turns()
+    commit.forget("offer 1", listener)  # type: ignore[arg-type]
+    server.open.set()
+    await commit.drain()
+    assert server.batches == [["offer 1", "offer 2"], ["offer 2"]]
+    assert heard == ["offer 2"]
+    assert commit.idle

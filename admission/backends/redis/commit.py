@@ -82,8 +82,8 @@ class Committer(Generic[Op, Answer, Reply]):
         # process are one hop. As dictionaries, which keep order and let an unsent operation be taken back.
         self._first: dict[Op, Heard[Answer] | None] = {}
         self._then: dict[Op, Heard[Answer] | None] = {}
-        self._calls = 0
-        """Under way."""
+        self._under_way: list[dict[Op, Heard[Answer] | None]] = []
+        """Batches that were sent and are not answered."""
         self._due = False
         self._held_up = False
         """A call has failed and is about to be made again, or it is suspended."""
@@ -99,7 +99,7 @@ class Committer(Generic[Op, Answer, Reply]):
         if op in line:  # Said twice before it left, like two looks, or pause, resume and pause: the last word counts.
             heard = _both(line.pop(op), heard)
         line[op] = heard
-        if not self._due and not self._held_up and self._calls < MOST_CALLS:
+        if not self._due and not self._held_up and len(self._under_way) < MOST_CALLS:
             # Not at once: what this iteration of the loop has to say goes together.
             self._due = True
             asyncio.get_running_loop().call_soon(self._flush)
@@ -117,6 +117,9 @@ class Committer(Generic[Op, Answer, Reply]):
         for line in (self._first, self._then):
             if line.get(op) is heard:
                 del line[op]
+        for batch in self._under_way:
+            if batch.get(op) is heard:
+                batch[op] = _nobody
 
     def suspend(self) -> None:
         """The other side is gone: forget what it has not answered, and send nothing until `resume`."""
@@ -144,7 +147,7 @@ class Committer(Generic[Op, Answer, Reply]):
     @property
     def idle(self) -> bool:
         """Whether nothing waits for a call and none is under way."""
-        return not (self._calls or self._first or self._then)
+        return not (self._under_way or self._first or self._then)
 
     @property
     def statistics(self) -> CommitStatistics:
@@ -154,9 +157,9 @@ class Committer(Generic[Op, Answer, Reply]):
 
     def _flush(self) -> None:
         self._due = False
-        while self._calls < MOST_CALLS and not self._held_up and (self._first or self._then):
+        while len(self._under_way) < MOST_CALLS and not self._held_up and (self._first or self._then):
             batch = self._next_batch()
-            self._calls += 1
+            self._under_way.append(batch)
             self._made += 1
             self._sent += len(batch)
             self._largest = max(self._largest, len(batch))
@@ -212,12 +215,12 @@ class Committer(Generic[Op, Answer, Reply]):
                 again = f"it is tried again every {RETRY_AFTER:g} s, and the log is silent until one succeeds"
                 logger.exception("a call to the server failed in a way that should not happen; %s", again)
             if not self._suspended:
-                self._first = _joined(batch, self._first)
+                self._first = _joined({op: heard for op, heard in batch.items() if heard is not _nobody}, self._first)
                 self._held_up = True
                 asyncio.get_running_loop().call_later(RETRY_AFTER, self._try_again)
             return
         finally:
-            self._calls -= 1
+            self._under_way = [other for other in self._under_way if other is not batch]
         self._puzzled = False
         # The next batch first: it travels while the answers are told.
         self._flush()
@@ -226,6 +229,10 @@ class Committer(Generic[Op, Answer, Reply]):
         for heard, answer in zip(batch.values(), answers, strict=True):
             if heard is not None:
                 _tell(heard, answer)
+
+
+def _nobody(answer: object) -> None:
+    """Hears the answer to what was forgotten while its call was under way."""
 
 
 def _tell(heard: Callable[[T], None], news: T) -> None:
