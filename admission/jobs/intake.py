@@ -194,7 +194,7 @@ class Intake:
         reply = self._store.reply
         if not self._open or reply is None or self._loop.time() < self._pause_until:
             return
-        if self._pool_is_out():
+        if self._store.failing or self._pool_is_out():
             self.tender.close()
             self._release_under_way()
             return

@@ -263,7 +263,7 @@ local function usual()
     end
   end
 
-  function core.put(id, how, body)
+  function core.put(id, how, body, follows)
     local j = jobs[id]
     if j then
       if type(j) == 'string' or j.state ~= 'gone' then
@@ -277,7 +277,7 @@ local function usual()
     local other = key ~= '' and core.dedup(key)
     if other then
       return { 6, other }
-    elseif max_queue_size > 0 and not core.room() then
+    elseif max_queue_size > 0 and not follows and not core.room() then
       return FULL
     elseif key ~= '' then
       core.set_dedup(key, id)
@@ -789,6 +789,11 @@ local function apart()
     j.state, j.stored, j.body = 'new', false, body
     pool.jobs[id] = j
     core.line_up_later(j, delay)
+  end
+
+  -- Put what comes of a job that has run, also where the queue is full.
+  function core.follow(id, how, body)
+    return core.put(id, how, body, true)
   end
 
   -- A queued job that has a history is delivered to this process: as it is kept then, and what is told of it.
@@ -1414,6 +1419,7 @@ setmetatable(core, {
 -- Verbs and how many arguments they take.
 local ARITY = {
   put = 3, -- id, how, body
+  follow = 3, -- the same
   take = 4, -- class, how many, tenants, of whom to steal
   want = 3, -- classes, tenants, of whom to steal
   done = 4, -- id, delivery, result, time to live
@@ -1435,7 +1441,7 @@ local ARITY = {
 }
 
 -- Those of which many come in one call, so that the jobs they name are read at once.
-local COMMON = { put = true, done = true, retry = true, back = true, bury = true }
+local COMMON = { put = true, follow = true, done = true, retry = true, back = true, bury = true }
 
 local ids = {}
 local only_puts, asks_for_jobs = true, false
@@ -1455,7 +1461,7 @@ do
       end
       n = n + count
     end
-    only_puts = only_puts and verb == 'put'
+    only_puts = only_puts and (verb == 'put' or verb == 'follow')
     asks_for_jobs = asks_for_jobs or verb == 'take' or verb == 'want'
     i = i + count * arity
   end

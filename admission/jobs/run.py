@@ -19,7 +19,6 @@ from concurrent.futures import Future
 from contextvars import Context, ContextVar
 from dataclasses import dataclass
 from enum import Enum
-from functools import partial
 from typing import TYPE_CHECKING, Protocol, cast
 
 from pydantic_core import from_json
@@ -373,7 +372,7 @@ class Runs:
         except (KeyError, AdmissionError, ValueError):
             logger.exception("callback %r of job %s cannot be enqueued", callback, taken.id)
             return
-        self._put_beside(run, callback, outcome, new)
+        self._put_beside(run, outcome, new)
 
     def _tell_webhook(self, run: Run, url: str, ending: Ending) -> None:
         """Enqueue the delivery of a webhook."""
@@ -386,23 +385,20 @@ class Runs:
         except (LookupError, AdmissionError, ValueError):
             logger.exception("the webhook of job %s cannot be enqueued", taken.id)
             return
-        self._put_beside(run, "webhook", "webhook", new)
+        self._put_beside(run, "webhook", new)
 
-    def _put_beside(self, run: Run, callback: str, why: str, new: NewJob) -> None:
+    def _put_beside(self, run: Run, why: str, new: NewJob) -> None:
         """Enqueue what follows a job, before its report: if this process dies in between, both are done again.
 
-        Its id is made from the delivery's, so saying it twice makes no second one.
+        Its id is made from the delivery's, so saying it twice makes no second one. It finds room in a full queue, too:
+        there are no more of them than jobs that have run.
         """
         taken = run.taken
         digest = hashlib.sha256(f"{taken.id} {taken.delivery} {why}".encode()).hexdigest()[:ID_DIGITS]
-        op = script.put_like(new.prepared.how, digest, new.body)
-        self.store.send(op, partial(self._called_back, callback, taken.id))
+        self.store.send(script.follow(new.prepared.how, digest, new.body), self._called_back)
 
-    def _called_back(self, callback: str, id: str, answer: Answer) -> None:
-        if answer is not Said.FULL:
-            self.tally.callbacks += 1
-        else:
-            logger.error("callback %r of job %s was lost: the queue is full", callback, id)
+    def _called_back(self, answer: Answer) -> None:
+        self.tally.callbacks += 1
 
 
 def _settle(changed: asyncio.Future[None]) -> None:

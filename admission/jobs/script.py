@@ -253,6 +253,11 @@ def put_like(how: str, id: str, body: str) -> Op:
     return "put", id, how, body
 
 
+def follow(how: str, id: str, body: str) -> Op:
+    """`put_like`, for what comes of a job that has run: it is taken in also where the queue is full, so never FULL."""
+    return "follow", id, how, body
+
+
 def take(rank: int, count: int, tenants: Tenants | None = None, steal: Tenants | None = ()) -> Op:
     """Deliver jobs of one class to this process: `Took`, maybe empty; or STALE while it has no lease.
 

@@ -71,6 +71,8 @@ class JobStore:
         self._asks: set[_Ask] = set()
         self.unanswered = 0
         """Calls that brought no answer: what they did is not known, and they were made again."""
+        self.failing = False
+        """Whether the latest call brought no answer, whatever it was about."""
         self._last_failure: Unreachable | None = None
         self._closed = False
 
@@ -288,14 +290,17 @@ class JobStore:
         keys, arguments = self.script.call(self.bounds, self.process, ops, sharded=link.sharded)
         asked = link.state is BreakerState.CLOSED
         try:
-            return self.script.parse(await link.run(self.script, keys, arguments))
+            answer = await link.run(self.script, keys, arguments)
         except Unreachable as error:
             if asked or self._last_failure is None:  # What opened the breaker says more than that it is open.
                 self._last_failure = error
             self.unanswered += 1
+            self.failing = not _without_memory(error)  # Then only what puts is refused.
             if _without_memory(error):
                 self._fail(self._unavailable("has no memory left"))
             raise
+        self.failing = False
+        return self.script.parse(answer)
 
     def _replied(self, reply: Reply) -> None:
         self.reply = reply

@@ -223,7 +223,10 @@ class Model:
         waiting = len(self.of(JobState.QUEUED)) + len(self.of(JobState.DELAYED))
         return 0 < self.bounds.max_queue_size <= waiting
 
-    def do_put(self, id: str, how: str, body: str) -> Answer:
+    def do_follow(self, id: str, how: str, body: str) -> Answer:
+        return self.do_put(id, how, body, follows=True)
+
+    def do_put(self, id: str, how: str, body: str, *, follows: bool = False) -> Answer:
         delay, watcher, rank, charge, length, text = how.split(" ", 5)
         key, tenant = text[: int(length)], text[int(length) :]
         other = self.holder_of(key)
@@ -231,7 +234,7 @@ class Model:
             return Said.DONE
         if other:
             return Duplicate(other.id)
-        if self.full():
+        if self.full() and not follows:
             return Said.FULL
         self.number += 1
         self.numbers["enqueued"] += 1
@@ -589,6 +592,12 @@ class Jobs(RuleBasedStateMachine):
             self.add(who, script.put(id, rank, tenant, charge, delay, key, watcher, f"[{id}]"), more=True)
         self.add(who, more=more)
 
+    @rule(who=WHO, rank=RANKS, tenant=TENANTS, delay=DELAYS, more=st.booleans())
+    def a_job_follows(self, who: str, rank: int, tenant: str, delay: int, more: bool) -> None:
+        self.shop.made += 1
+        id = f"{self.shop.made:024x}"
+        self.add(who, script.follow(script.how(rank, tenant, 1000, delay), id, f"[{id}]"), more=more)
+
     @rule(which=SOME)
     def a_put_comes_again(self, which: int) -> None:
         if job := self.some(list(self.model.jobs.values()), which):
@@ -850,6 +859,7 @@ def walk(machine: Jobs, seed: int, *, steps: int = 150) -> None:
         lambda: machine.time_passes(some(1, 50, 3000)),
         lambda: machine.time_passes(some(1, 50, 3000)),
         lambda: machine.a_put_comes_again(number()),
+        lambda: machine.a_job_follows(who(), rank(), some("x", "y"), delay(), more()),
         lambda: machine.a_job_is_watched(number(), some(ANN, CY)),
         lambda: machine.more_is_wanted(some(ANN, BOB), some((0,), (3,), (0, 3)), whose(), whose(), more()),
         lambda: machine.more_is_wanted(some(ANN, BOB), some((0,), (3,), (0, 3)), whose(), whose(), more()),

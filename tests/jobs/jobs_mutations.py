@@ -27,6 +27,9 @@ MUTATIONS = (
     Mutation("keys of others are freed", "core.dedup(j.dedup) == j.id then", "true then"),
     Mutation("one job above the bound", "return pool.free > 0", "return pool.free >= 0"),
     Mutation(
+        "a full queue refuses what follows", "return core.put(id, how, body, true)", "return core.put(id, how, body)"
+    ),
+    Mutation(
         "paused classes go on",
         "    if pool.paused + c.paused > 0 or c.queued == 0 then\n      return answer",
         "    if c.queued == 0 then\n      return answer",

@@ -11,6 +11,7 @@ import pytest
 
 from admission.errors import JobFailed
 from admission.jobs import BuryKind, JobQueue, JobState
+from admission.jobs.script import Script
 from admission.jobs.worker import Worker
 from tests.jobs.worker_process import WorkerProcess, queue_of
 from tests.jobs.workshop import Shop, shop, until
@@ -220,3 +221,28 @@ async def test_a_lost_channel_wakes_nobody_and_nothing_is_missed(shop: Shop, bes
         proxy.cut(only_subscribed=True)
         job = await count.enqueue(number)
         assert await job.result(PATIENCE) == number
+
+
+async def test_a_worker_that_cannot_take_jobs_leaves_their_slots_to_requests(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what concerns jobs fails, as with a user of the server who may not touch their keys."""
+    controller = await shop.controller(max_concurrency=1)
+
+    @shop.queue.task
+    async def count(number: int) -> int:
+        return number
+
+    held = await controller.acquire()
+    job = await count.enqueue(1)
+    worker = shop.worker(controller=controller)
+    await worker.start()
+    await until(lambda: controller.waiting)
+    with monkeypatch.context() as broken:
+        broken.setattr(Script, "sha", "0" * 40)
+        broken.setattr(Script, "source", "return redis.error_reply('NOPERM')")
+        held.release()
+        async with asyncio.timeout(PATIENCE):
+            held = await controller.acquire()
+    held.release()
+    assert await job.result(PATIENCE) == 1

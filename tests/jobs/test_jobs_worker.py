@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from admission import PermanentError, Priority, Retry, current_ticket
-from admission.errors import JobFailed, NotRunning, TaskCancelled
+from admission.errors import JobFailed, NotRunning, QueueFull, TaskCancelled
 from admission.jobs import BuryKind, JobQueue, JobState, intake, run, script
 from admission.jobs.hooks import Hooks
 from admission.jobs.run import current_job
@@ -477,6 +477,35 @@ async def test_a_result_is_stored_for_other_tasks(shop: Shop) -> None:
     async with shop.worker():
         await job.result(PATIENCE)
         assert await shop.queue.pull("orders") == [1, 2]
+
+
+async def test_a_callback_finds_room_in_a_full_queue(shop: Shop) -> None:
+    """Whoever fills the queue must not keep others from hearing how their jobs ended."""
+    queue = shop.another_queue(max_queue_size=1)
+    gate, heard = Gate(), asyncio.Event()
+
+    @queue.task(priority="high")
+    async def hear(news: dict[str, Any]) -> None:
+        heard.set()
+
+    @queue.task(on_success=hear, priority="high")
+    async def good() -> None:
+        await gate.pass_through()
+
+    @queue.task(priority="low")
+    async def later() -> None:
+        pass
+
+    async with queue, shop.worker(queue, workers=1) as worker:
+        await good.enqueue()
+        await until(lambda: gate.reached)
+        await later.enqueue()
+        with pytest.raises(QueueFull):
+            await later.enqueue()
+        gate.open()
+        async with asyncio.timeout(PATIENCE):
+            await heard.wait()
+        await until(lambda: worker.status().succeeded == 3)
 
 
 async def test_callbacks_are_jobs_of_their_own(shop: Shop) -> None:
