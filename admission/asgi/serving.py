@@ -146,10 +146,14 @@ async def serve(
 ) -> None:
     """Run *app*, add *headers* to its response, and give the slots of *entry* back. See `Exchange`."""
     exchange = exchange_of(desk, send, entry, headers, scope)
+    failure: BaseException | None = None
     try:
-        await app(scope, receive, exchange.send)
-    except BaseException as error:
-        if not await exchange.answered(error, scope):
-            raise
+        try:
+            await app(scope, receive, exchange.send)
+        except BaseException as error:
+            failure = error
+        # Not inside `except`: compiled by mypyc, that shows the error to whoever runs while this waits.
+        if failure is not None and not await exchange.answered(failure, scope):
+            raise failure
     finally:
         exchange.end()

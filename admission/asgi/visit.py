@@ -120,9 +120,11 @@ class Visit:
                 self._comments = comments = self._comments_for(entry)
                 return await beside(comments.run, self._place.wait)
             return await self._place.wait()
-        except Refusal as refusal:
-            await self._refuse(refusal, receive)
-            return None
+        except Refusal as error:
+            refusal = error
+        # Not inside `except`: compiled by mypyc, that shows the error to whoever runs while this waits.
+        await self._refuse(refusal, receive)
+        return None
 
     def _client_left(self) -> None:
         """Called by the reader, at once."""
