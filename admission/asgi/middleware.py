@@ -169,11 +169,15 @@ class QoSAdmission:
         entry.outer = None
         scope[MARK] = entry
         hold_for_task(entry)
+        failure: BaseException | None = None
         try:
-            await self.app(scope, receive, exchange.send)
-        except BaseException as error:
-            if not await exchange.answered(error, scope):
-                raise
+            try:
+                await self.app(scope, receive, exchange.send)
+            except BaseException as error:
+                failure = error
+            # Not inside `except`: compiled by mypyc, that shows the error to whoever runs while this waits.
+            if failure is not None and not await exchange.answered(failure, scope):
+                raise failure
         finally:
             if exchange.status != 200 or not controller.finish_at(controller.now(), entry):
                 exchange.end()
