@@ -41,11 +41,15 @@ LIMIT = 16
 
 SERVICE = 0.25
 """Seconds of work of a request on average; exponentially distributed, as those of jobs. Long enough that what a
-hand-over takes on two cores, a millisecond or two, is little beside it: at 90 % one per cent more is a tenth more wait."""
+hand-over takes on two cores, a millisecond or two, is little beside it: at 90 % a hundredth more is a tenth more wait.
+"""
 
 JOB = SERVICE / 5
-"""Seconds of a job on average, unless a setting says otherwise. What is guaranteed to jobs is a share of the *starts* in
-a rush, so jobs as long as requests take as large a share of the time, just when requests have none to give."""
+"""Seconds of a job on average, unless a setting says otherwise.
+
+What is guaranteed to jobs is a share of the *starts* in a rush. So jobs as long as requests take as large a share of
+the time, just when requests have none to give.
+"""
 
 LOAD = 0.9
 """Of what the web app can do alone."""
