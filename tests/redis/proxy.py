@@ -219,6 +219,8 @@ class Proxy:
         self._ready.set()
         await self._over.wait()
         listener.close()
+        for _ in range(3):  # Who was accepted in this very turn of the loop gets to `_connected`, and away from there.
+            await asyncio.sleep(0)
         for pair in self._pairs:
             pair.abort()
         pumps = asyncio.all_tasks() - {asyncio.current_task()}
@@ -226,7 +228,7 @@ class Proxy:
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
-        if not self._welcoming:
+        if self._over.is_set() or not self._welcoming:
             writer.transport.abort()
             return
         try:
@@ -235,6 +237,9 @@ class Proxy:
             writer.transport.abort()
             return
         pair = _Pair(self, (reader, writer), server)
+        if self._over.is_set():
+            pair.abort()
+            return
         self._pairs.add(pair)
         try:
             await pair.pump()
