@@ -16,8 +16,9 @@ from tests.benchmarks import jobs_worker
 from tests.benchmarks.builds import PURE, ROOT, THIS, Build, Twin, twin
 from tests.benchmarks.jobs_worker import CONTENDERS, KEPT, OURS
 from tests.benchmarks.measure import interleaved, lower_quartile, paired_ratio, upper_quartile
+from tests.benchmarks.redis_program import program_for
 from tests.benchmarks.report import Report
-from tests.redis.servers import Missing, Program, Server, debian_program, start_server, valkey_program
+from tests.redis.servers import Server, start_server
 
 PEERS = tuple(name for name in CONTENDERS if name not in (OURS, KEPT))
 
@@ -44,7 +45,7 @@ class Turn:
 def measure_jobs(report: Report) -> None:
     """Enqueue and work off, all in turns; what of it is the client's and what the server's CPU time."""
     plan = report.plan
-    program = _program(report)
+    program = program_for(report)
     with start_server(program) as server:
         version = server.info("server").get("valkey_version") or server.info("server")["redis_version"]
         report.begin(
@@ -150,11 +151,3 @@ def _processes(report: Report) -> Iterator[dict[str, tuple[str, Twin]]]:
             else:
                 enter(who, who, Build(str(plan.peers.absolute() / "bin" / "python"), ROOT))
         yield found
-
-
-def _program(report: Report) -> Program:
-    try:
-        return debian_program()
-    except Missing as absent:
-        report.missing("Debian's redis-server", str(absent))
-        return valkey_program()

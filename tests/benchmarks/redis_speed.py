@@ -25,9 +25,10 @@ from typing import Any
 from tests.benchmarks.builds import PURE, THIS
 from tests.benchmarks.measure import interleaved, lower_quartile, paired_ratio, upper_quartile
 from tests.benchmarks.redis_limiters import LEASES, LIMITERS, OURS
+from tests.benchmarks.redis_program import program_for
 from tests.benchmarks.redis_worker import CEILING_ARGUMENTS, CEILING_KEYS, CEILING_SCRIPT, Order
 from tests.benchmarks.report import Report
-from tests.redis.servers import Missing, Program, Server, debian_program, start_server, valkey_program, wait_until
+from tests.redis.servers import Server, debian_program, start_server, wait_until
 
 PROCESSES = 4
 CALLERS = 64
@@ -147,7 +148,7 @@ def measure_redis(report: Report) -> None:
 @contextmanager
 def crew(report: Report) -> Iterator[Crew]:
     """A server, announced, and processes that have their imports behind them."""
-    program = _program(report)
+    program = program_for(report)
     processes = report.plan.scaled(PROCESSES, 2)
     with start_server(program) as server:
         version = server.info("server").get("valkey_version") or server.info("server")["redis_version"]
@@ -177,14 +178,6 @@ def crew(report: Report) -> Iterator[Crew]:
         finally:
             for worker in chain.from_iterable(workers.values()):
                 _end(worker)
-
-
-def _program(report: Report) -> Program:
-    try:
-        return debian_program()
-    except Missing as absent:
-        report.missing("Debian's redis-server", str(absent))
-        return valkey_program()
 
 
 def _end(worker: subprocess.Popen[str]) -> None:

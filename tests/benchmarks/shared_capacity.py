@@ -31,9 +31,10 @@ from admission.jobs import JobQueue
 from admission.types import DEFAULT_CLASSES
 from tests.benchmarks.builds import ROOT
 from tests.benchmarks.measure import event_loops, interleaved, run
+from tests.benchmarks.redis_program import program_for
 from tests.benchmarks.report import Report
 from tests.benchmarks.shared_app import POOL, queue_at
-from tests.redis.servers import Missing, Program, Server, debian_program, start_server, valkey_program
+from tests.redis.servers import Server, start_server
 
 T = TypeVar("T")
 
@@ -149,7 +150,10 @@ def measure_shared(report: Report) -> None:
         f"in one pool of {LIMIT} slots; requests at random times, of {SERVICE * 1000:g} ms on average, jobs of "
         f"{JOB * 1000:g} ms unless said otherwise",
     )
-    with start_server(_program(report)) as server, _running(server, [each.site for each in settings.values()]) as found:
+    with (
+        start_server(program_for(report)) as server,
+        _running(server, [each.site for each in settings.values()]) as found,
+    ):
         slot_time = _run(_saturate(found[APART].port, exponential(random.Random(0), plan.scaled(800, 100), SERVICE)))
         rate = LOAD * LIMIT / slot_time
         report.note(
@@ -407,14 +411,6 @@ def _ready(processes: Sequence[subprocess.Popen[str]]) -> int:
             raise RuntimeError("a process ended before it was ready; see its error above")
         ports.append(json.loads(line)["port"])
     return ports[0]
-
-
-def _program(report: Report) -> Program:
-    try:
-        return debian_program()
-    except Missing as absent:
-        report.missing("Debian's redis-server", str(absent))
-        return valkey_program()
 
 
 # ---------------------------------------------------------------------- what came of it
