@@ -332,7 +332,7 @@ class Intake:
         if now >= self._link_known_until:
             link = self._controller.snapshot().link
             self._link_known_until = now + LINK_LOOK
-            self._link_out = link is not None and link.state == "open"
+            self._link_out = link is not None and link.state != "closed"
         return self._link_out
 
     def _release_under_way(self) -> None:

@@ -19,7 +19,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from admission.backends.redis.commit import MOST_CALLS, MOST_OPERATIONS, RETRY_AFTER, Committer
-from admission.backends.redis.link import BreakerState, Link, ServerError, Unreachable
+from admission.backends.redis.link import BreakerState, Link, Ordered, ServerError, Unreachable
 from admission.backends.redis.site import RedisPool
 from admission.errors import NotRunning, Unavailable
 from admission.jobs.script import Answer, Bounds, Message, Op, Reply, Script
@@ -91,8 +91,9 @@ class JobStore:
     async def ask_all(self, ops: Iterable[Op]) -> list[Answer]:
         """What the server answers to many, in their order.
 
-        More than fit into a call are no matter of groups: they go out in calls of their own, `MOST_CALLS` at once.
-        *ops* are drawn for each call when there is one to make: while the server works, the next ones are made.
+        More than fit into a call are no matter of groups: they go out in calls of their own, `MOST_CALLS` at once, of
+        which none overtakes another. *ops* are drawn for each call when there is one to make: while the server works,
+        the next ones are made.
 
         Raises:
             Unavailable, NotRunning: As in `ask`. Some of them may have been done.
@@ -102,6 +103,8 @@ class JobStore:
         if second is None:
             return await self._ask_portion(first)
         self._connect()
+        assert self._link is not None
+        way = self._link.in_order()
         answers: list[Sequence[Answer]] = []
         to_go = chain((first, second), portions)
 
@@ -109,7 +112,7 @@ class JobStore:
             for portion in to_go:
                 index = len(answers)
                 answers.append(())
-                answers[index] = await self._call_until_answered(portion)
+                answers[index] = await self._call_until_answered(portion, way)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -117,9 +120,11 @@ class JobStore:
                     group.create_task(ask_in_turn())
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from failures.exceptions[0].__cause__
+        finally:
+            await way.close()
         return list(chain.from_iterable(answers))
 
-    async def _call_until_answered(self, ops: Sequence[Op]) -> Sequence[Answer]:
+    async def _call_until_answered(self, ops: Sequence[Op], way: Ordered) -> Sequence[Answer]:
         """One call, made again for as long as whoever asks waits."""
         patience = PATIENCE * self.site.timeout
         tired = time.monotonic() + patience
@@ -127,7 +132,7 @@ class JobStore:
             if self._closed:
                 raise NotRunning(f"the job store of pool {self.pool!r} is closed")
             try:
-                reply = await self._call(ops)
+                reply = await self._call(ops, way)
             except Unreachable as error:
                 if _without_memory(error):
                     raise self._unavailable("has no memory left") from error
@@ -283,14 +288,14 @@ class JobStore:
 
     # ------------------------------------------------------------------ calls and their replies
 
-    async def _call(self, ops: Sequence[Op]) -> Reply:
+    async def _call(self, ops: Sequence[Op], way: Ordered | None = None) -> Reply:
         link = self._link
         if link is None:
             raise Unreachable("the connection was closed")
         keys, arguments = self.script.call(self.bounds, self.process, ops, sharded=link.sharded)
         asked = link.state is BreakerState.CLOSED
         try:
-            answer = await link.run(self.script, keys, arguments)
+            answer = await link.run(self.script, keys, arguments, way)
         except Unreachable as error:
             if asked or self._last_failure is None:  # What opened the breaker says more than that it is open.
                 self._last_failure = error

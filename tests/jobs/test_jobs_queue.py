@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from admission import Priority, PriorityClass
+from admission.backends.redis.commit import MOST_OPERATIONS
 from admission.backends.redis.site import RedisPool
 from admission.errors import (
     BadArguments,
@@ -25,7 +26,7 @@ from admission.errors import (
 )
 from admission.jobs import Job, JobQueue, JobState, script
 from admission.jobs.endings import Pace
-from admission.jobs.script import Stats
+from admission.jobs.script import Stats, Taken
 from admission.jobs.task import NewJob
 from admission.jobs.types import BuryKind
 from admission.types import Reason
@@ -155,6 +156,17 @@ async def test_one_tenants_jobs_keep_their_order(jobs: JobQueue, taker: Taker) -
     await jobs.enqueue_many([task.job(number) for number in range(100)])
     taken = await taker.take(2, 100)
     assert [json.loads(each.body)["args"]["user_id"] for each in taken] == list(range(100))
+
+
+async def test_jobs_of_many_calls_keep_their_order(jobs: JobQueue, taker: Taker) -> None:
+    """A last call with one job, read at once, does not overtake the call before, of which the server has read a part."""
+    task = jobs.tasks["sync_user"]
+    many = MOST_OPERATIONS + 1
+    await jobs.enqueue_many(task.job(number) for number in range(many))
+    taken: list[Taken] = []
+    while len(taken) < many:
+        taken += await taker.take(2, many - len(taken))
+    assert [json.loads(each.body)["args"]["user_id"] for each in taken] == list(range(many))
 
 
 async def test_a_tenants_charge_follows_cost_and_weight(queue_site: RedisPool, taker: Taker) -> None:

@@ -26,6 +26,9 @@ ECHO = Lua("return ARGV[1]")
 COUNT = Lua("return redis.call('INCR', KEYS[1])")
 """Answers how often it was called with this key."""
 
+NOTE = Lua("return redis.call('RPUSH', KEYS[1], ARGV[1])")
+"""Notes its first argument, and answers how many were noted."""
+
 
 async def until(happened: Callable[[], object]) -> None:
     """Return once *happened()* is true; at most 30 s."""

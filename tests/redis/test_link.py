@@ -12,7 +12,7 @@ import pytest
 from admission.backends.redis import exchange
 from admission.backends.redis.link import BreakerState, Call, Link, ServerError, TimedOut, Unreachable
 from admission.errors import NotRunning
-from tests.redis.scripts import COUNT, ECHO, Lua, until
+from tests.redis.scripts import COUNT, ECHO, NOTE, Lua, until
 from tests.redis.servers import Server, debian_redis
 
 pytestmark = pytest.mark.anyio
@@ -85,6 +85,47 @@ async def test_answers_find_those_who_asked(link: Link) -> None:
     assert answers == [b"%d" % number for number in range(50)]
     assert link.statistics.round_trips == 50
     assert link.statistics.seconds.count == 50
+
+
+async def test_calls_in_order_are_done_in_order(server: Server, link: Link) -> None:
+    """A short one stays behind a long one, of which the server has read a part when the short one is all there."""
+    way = link.in_order()
+    lengths = [20_000, 1, 5_000, 1, 1]
+    calls = (link.run(NOTE, ["seen"], [length, *range(length)], way) for length in lengths)
+    assert await asyncio.gather(*calls) == [1, 2, 3, 4, 5]
+    assert server.ask("LRANGE", "seen", 0, -1) == [str(length) for length in lengths]
+    await way.close()
+
+
+async def test_calls_in_order_go_on_after_one_was_given_up(server: Server, link: Link) -> None:
+    """Those behind it fail, as nobody reads its late answer; the next one has a connection of its own."""
+    way = link.in_order()
+    await link.run(ECHO, [], ["warm"], way)
+    pause(server)
+    given_up, behind = (asyncio.create_task(link.run(ECHO, [], [name], way)) for name in ("given up", "behind"))
+    await until(lambda: server.info("clients")["blocked_clients"] == 1)
+    given_up.cancel()
+    with pytest.raises(Unreachable):
+        await behind
+    server.ask("CLIENT", "UNPAUSE")
+    assert given_up.cancelled()
+    assert await link.run(ECHO, [], ["next"], way) == b"next"
+    await way.close()
+
+
+async def test_calls_in_order_survive_errors_and_a_forgotten_script(server: Server, link: Link) -> None:
+    """Both are answers: the connection is kept, and given back at the end."""
+    way = link.in_order()
+    assert await link.run(ECHO, [], ["warm"], way) == b"warm"
+    connections = server.info("stats")["total_connections_received"]
+    with pytest.raises(ServerError):
+        await link.run(Lua("return redis.error_reply('WRONG it is')"), [], [], way)
+    server.ask("SCRIPT", "FLUSH")
+    assert await asyncio.gather(*(link.run(ECHO, [], [n], way) for n in range(3))) == [b"0", b"1", b"2"]
+    await way.close()
+    assert await link.run(ECHO, [], ["after"]) == b"after"
+    # The two are this test's own: for the flush, and for the look.
+    assert server.info("stats")["total_connections_received"] == connections + 2
 
 
 async def test_frozen_server_does_not_hold_a_call_past_its_deadline(server: Server) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from admission.backends.redis.link import Link, TimedOut, Unreachable, Wire
-from tests.redis.scripts import COUNT, ECHO, until
+from tests.redis.scripts import COUNT, ECHO, NOTE, until
 from tests.redis.servers import (
     STARTERS,
     Certificates,
@@ -203,6 +203,19 @@ async def test_cluster_that_forgot_the_script_is_told_it(redis_cluster: Cluster)
         await link.run(ECHO, ["{pool}"], ["before"])
         redis_cluster.node_of("{pool}").ask("SCRIPT", "FLUSH")
         assert await link.run(ECHO, ["{pool}"], ["after"]) == b"after"
+
+
+async def test_calls_of_a_cluster_are_done_in_order(redis_cluster: Cluster, namespace: str) -> None:
+    """A short one stays behind a long one there, too."""
+    key, lengths = f"{{{namespace}}}:kv:seen", [20_000, 1, 5_000, 1, 1]
+    async with Link(cluster_url(redis_cluster), deadline=20.0) as link:
+        way = link.in_order()
+        calls = (link.run(NOTE, [key], [length, *range(length)], way) for length in lengths)
+        assert await asyncio.gather(*calls) == [1, 2, 3, 4, 5]
+        await way.close()
+    node = redis_cluster.node_of(key)
+    assert node.ask("LRANGE", key, 0, -1) == [str(length) for length in lengths]
+    node.ask("DEL", key)
 
 
 async def test_sharded_messages_arrive(redis_cluster: Cluster) -> None:

@@ -16,6 +16,7 @@ from admission.backends.redis.address import Address
 from admission.backends.redis.server import (
     FAILURES,
     NoScriptError,
+    Ordered,
     ReadOnlyError,
     ResponseError,
     TooSlow,
@@ -86,8 +87,8 @@ class Exchange:
         self.deadline = deadline
         self.server = server_at(address, deadline=deadline)
 
-    async def run(self, call: Call) -> Wire:
-        """What the script answers.
+    async def run(self, call: Call, way: Ordered | None = None) -> Wire:
+        """What the script answers, asked the given way if there is one.
 
         If cancelled, or out of time, its connection is closed, so that no one reads the late answer.
 
@@ -98,12 +99,13 @@ class Exchange:
         """
         script, keys, argv = call
         rest = (len(keys), *keys, *argv)
+        ask = self.server.call if way is None else way.call
         try:
             async with Patience(self.deadline):
                 try:
-                    return await self.server.call(("EVALSHA", script.sha, *rest))
+                    return await ask(("EVALSHA", script.sha, *rest))
                 except NoScriptError:
-                    return await self.server.call(("EVAL", script.source, *rest))
+                    return await ask(("EVAL", script.source, *rest))
         except (TimeoutError, *FAILURES) as error:
             raise await self._failure(error) from error
 

@@ -18,7 +18,7 @@ from admission.backends.redis.address import Address
 from admission.backends.redis.breaker import Breaker, BreakerState
 from admission.backends.redis.channel import Channel
 from admission.backends.redis.exchange import Call, Exchange, Script, ServerError, TimedOut, Unreachable
-from admission.backends.redis.server import Wire, Word
+from admission.backends.redis.server import Ordered, Wire, Word
 from admission.errors import NotRunning
 from admission.statistics import Histogram
 from admission.types import HistogramSnapshot, within
@@ -29,6 +29,7 @@ __all__ = [
     "Call",
     "Link",
     "LinkStatistics",
+    "Ordered",
     "Script",
     "ServerError",
     "TimedOut",
@@ -146,7 +147,11 @@ class Link:
             listening=bool(self._channels) and all(channel.subscribed for channel in self._channels),
         )
 
-    async def run(self, script: Script, keys: Sequence[Word], argv: Sequence[Word]) -> Wire:
+    def in_order(self) -> Ordered:
+        """A way for `run` on which nothing overtakes, though several calls are under way. Whoever asks for it closes it."""
+        return self._exchange.server.in_order()
+
+    async def run(self, script: Script, keys: Sequence[Word], argv: Sequence[Word], way: Ordered | None = None) -> Wire:
         """What *script* answers, called with *keys* and *argv*.
 
         If cancelled, or out of time, its connection is closed, so that no one reads the late answer.
@@ -162,7 +167,7 @@ class Link:
             raise Unreachable(f"{self.address} is not asked: the circuit breaker is {self._breaker.state}")
         asked = time.monotonic()
         try:
-            answer = await self._exchange.run(Call(script, keys, argv))
+            answer = await self._exchange.run(Call(script, keys, argv), way)
         except Unreachable as error:
             self._count_failure(error, time.monotonic())
             raise

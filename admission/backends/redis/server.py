@@ -11,6 +11,7 @@ the next question.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
@@ -48,6 +49,7 @@ __all__ = [
     "Connection",
     "ConnectionFailed",
     "NoScriptError",
+    "Ordered",
     "ReadOnlyError",
     "ResponseError",
     "Server",
@@ -78,6 +80,16 @@ class Connection(Protocol):
     async def read_response(self, *, timeout: float | None = None) -> Wire: ...
 
 
+class Ordered(Protocol):
+    """A way to ask on which nothing overtakes: what was called first is done first, though several calls are under way."""
+
+    async def call(self, command: Sequence[Word]) -> Wire:
+        """As `Server.call`. When one fails, those under way behind it fail as well."""
+
+    async def close(self) -> None:
+        """Ask no more this way. Nothing may be under way."""
+
+
 class Server(Protocol):
     """Whom to ask.
 
@@ -89,6 +101,9 @@ class Server(Protocol):
 
     async def call(self, command: Sequence[Word]) -> Wire:
         """The answer to *command*. Raises one of `FAILURES`."""
+
+    def in_order(self) -> Ordered:
+        """A way of its own for calls of which none may overtake another."""
 
     def line(self, channel: str) -> AbstractAsyncContextManager[Connection]:
         """A connection of its own, not yet connected, to whoever passes on what is published on *channel*."""
@@ -133,18 +148,21 @@ class _Single:
         self._closed = False
 
     async def call(self, command: Sequence[Word]) -> Wire:
-        connection = await self._connection()
+        connection = await self.connection()
         try:
             await connection.send_packed_command(_pack(tuple(command)), check_health=False)
             answer = await connection.read_response()
         except ResponseError:
-            await self._put_back(connection)  # An error is an answer, and it was read.
+            await self.put_back(connection)  # An error is an answer, and it was read.
             raise
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
-        await self._put_back(connection)
+        await self.put_back(connection)
         return answer
+
+    def in_order(self) -> Ordered:
+        return _Pipeline(self)
 
     @asynccontextmanager
     async def line(self, channel: str) -> AsyncIterator[Connection]:
@@ -163,13 +181,14 @@ class _Single:
         self._closed = True
         await self.forget()
 
-    async def _put_back(self, connection: Connection) -> None:
+    async def put_back(self, connection: Connection) -> None:
+        """It is asked nothing any more, and all answers were read."""
         if self._closed:
             await connection.disconnect(nowait=True)
         else:
             self._idle.append(connection)
 
-    async def _connection(self) -> Connection:
+    async def connection(self) -> Connection:
         """One that is connected; the last used first, so that those not needed stay idle."""
         while self._idle:
             connection = self._idle.pop()
@@ -183,6 +202,52 @@ class _Single:
             await connection.disconnect(nowait=True)
             raise
         return connection
+
+
+class _Pipeline:
+    """One connection of a server, with several calls under way: a server reads a connection from its beginning.
+
+    Over two connections the later of two calls is done first where it is the shorter one and arrives while the server
+    is busy.
+    """
+
+    def __init__(self, server: _Single) -> None:
+        self._server = server
+        self._connection: Connection | None = None
+        # Both let in by turns. Whoever has sent is at the other one before the next may send.
+        self._sending = asyncio.Lock()
+        self._reading = asyncio.Lock()
+
+    async def call(self, command: Sequence[Word]) -> Wire:
+        packed = _pack(tuple(command))
+        async with self._sending:
+            connection = self._connection
+            if connection is None:
+                connection = self._connection = await self._server.connection()
+            try:
+                await connection.send_packed_command(packed, check_health=False)
+            except BaseException:
+                await self._drop(connection)
+                raise
+        try:
+            async with self._reading:
+                return await connection.read_response()
+        except ResponseError:  # An error is an answer, and it was read.
+            raise
+        except BaseException:
+            await self._drop(connection)
+            raise
+
+    async def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await self._server.put_back(connection)
+
+    async def _drop(self, connection: Connection) -> None:
+        """An answer on it was not read: those behind it fail, and the next call begins anew."""
+        if self._connection is connection:
+            self._connection = None
+        await connection.disconnect(nowait=True)
 
 
 async def _usable(connection: Connection) -> bool:
@@ -249,6 +314,9 @@ class _Cluster:
         await self._find()
         return cast(Wire, await self._cluster.execute_command(*command))
 
+    def in_order(self) -> Ordered:
+        return _OneByOne(self)
+
     @asynccontextmanager
     async def line(self, channel: str) -> AsyncIterator[Connection]:
         await self._find()
@@ -274,6 +342,21 @@ class _Cluster:
         if self._astray:
             await self._cluster.nodes_manager.initialize()
             self._astray = False
+
+
+class _OneByOne:
+    """Calls of a cluster, each after the answer to the last: redis-py sends each over a connection of its choice."""
+
+    def __init__(self, cluster: _Cluster) -> None:
+        self._cluster = cluster
+        self._turn = asyncio.Lock()
+
+    async def call(self, command: Sequence[Word]) -> Wire:
+        async with self._turn:
+            return await self._cluster.call(command)
+
+    async def close(self) -> None:
+        pass
 
 
 class _Abrupt(AbstractConnection):
