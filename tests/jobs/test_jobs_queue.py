@@ -159,7 +159,7 @@ async def test_one_tenants_jobs_keep_their_order(jobs: JobQueue, taker: Taker) -
 
 
 async def test_jobs_of_many_calls_keep_their_order(jobs: JobQueue, taker: Taker) -> None:
-    """A last call with one job, read at once, does not overtake the call before, of which the server has read a part."""
+    """A last call with one job, read at once, does not overtake the one before, of which the server read a part."""
     task = jobs.tasks["sync_user"]
     many = MOST_OPERATIONS + 1
     await jobs.enqueue_many(task.job(number) for number in range(many))

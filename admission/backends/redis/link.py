@@ -148,7 +148,7 @@ class Link:
         )
 
     def in_order(self) -> Ordered:
-        """A way for `run` on which nothing overtakes, though several calls are under way. Whoever asks for it closes it."""
+        """A way for `run` on which no call overtakes another. Whoever asks for it closes it."""
         return self._exchange.server.in_order()
 
     async def run(self, script: Script, keys: Sequence[Word], argv: Sequence[Word], way: Ordered | None = None) -> Wire:

@@ -81,7 +81,7 @@ class Connection(Protocol):
 
 
 class Ordered(Protocol):
-    """A way to ask on which nothing overtakes: what was called first is done first, though several calls are under way."""
+    """A way to ask on which no call overtakes another: several may be under way, and the first is done first."""
 
     async def call(self, command: Sequence[Word]) -> Wire:
         """As `Server.call`. When one fails, those under way behind it fail as well."""
