@@ -179,6 +179,7 @@ class QoSAdmission:
             if failure is not None and not await exchange.answered(failure, scope):
                 raise failure
         finally:
+            failure = None  # Its traceback holds this frame.
             if exchange.status != 200 or not controller.finish_at(controller.now(), entry):
                 exchange.end()
 

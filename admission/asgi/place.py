@@ -57,6 +57,7 @@ class Place:
                 self._controller.withdraw(entry, Reason.CANCELLED)
                 raise
         self._decided = True
+        self.entry = None  # Which knows this place: else both would wait for the garbage collector.
         if self._left:
             return None
         if entry.state is RUNNING:

@@ -156,4 +156,5 @@ async def serve(
         if failure is not None and not await exchange.answered(failure, scope):
             raise failure
     finally:
+        failure = None  # Its traceback holds this frame: both would wait for the garbage collector.
         exchange.end()

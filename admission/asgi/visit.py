@@ -80,6 +80,7 @@ class Visit:
             await beside(self._spool.watch, self._after_upload)
         finally:
             self._spool.close()
+            self._spool = None  # It knows this visit: else both would wait for the garbage collector.
 
     async def _after_upload(self) -> None:
         spool = self._spool
@@ -121,7 +122,7 @@ class Visit:
                 return await beside(comments.run, self._place.wait)
             return await self._place.wait()
         except Refusal as error:
-            refusal = error
+            refusal = error.with_traceback(None)  # Of frames that hold it: all would wait for the garbage collector.
         # Not inside `except`: compiled by mypyc, that shows the error to whoever runs while this waits.
         await self._refuse(refusal, receive)
         return None
