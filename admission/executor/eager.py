@@ -20,7 +20,7 @@ from admission.executor.crew import Crew
 from admission.executor.desk import Desk, Options, Place
 from admission.executor.finished import Finished
 from admission.executor.handle import Handle, ResultT
-from admission.executor.stepping import Steps, first_step
+from admission.executor.stepping import Steps, as_raised, first_step
 from admission.executor.worker import Worker
 from admission.line import RUNNING, Entry
 from admission.permit import hold
@@ -65,7 +65,7 @@ def start(
         coroutine = runner.begin(inside, args)
         over, outcome = first_step(coroutine, inside)
     except BaseException as raised:
-        error = raised
+        error = as_raised(raised)
     finally:
         _leave_task(loop, task)
         if submitter is not None:

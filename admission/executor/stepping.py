@@ -9,8 +9,11 @@ from __future__ import annotations
 import types
 from collections.abc import Awaitable, Coroutine, Generator
 from contextvars import Context
+from typing import TypeVar
 
 Steps = Coroutine[object, object, object]
+
+ErrorT = TypeVar("ErrorT", bound=BaseException)
 
 
 def first_step(coroutine: Steps, context: Context) -> tuple[bool, object]:
@@ -59,6 +62,18 @@ async def run_in(context: Context, awaitable: Awaitable[object]) -> object:
     except StopIteration as returned:
         return returned.value
     return await go_on(coroutine, context, waits_for)
+
+
+def as_raised(error: ErrorT) -> ErrorT:
+    """*error* as a task raised it: its traceback begins where this package's own frames end.
+
+    Those hold the task's handle, and that holds the error: all would wait for the garbage collector, and so would the
+    log's line about an error that nobody retrieved.
+    """
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_globals["__name__"].startswith("admission."):
+        trace = trace.tb_next
+    return error.with_traceback(trace)
 
 
 async def as_coroutine(awaitable: Awaitable[object]) -> object:

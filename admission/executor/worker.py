@@ -23,7 +23,7 @@ from admission.executor.assignment import Assignment
 from admission.executor.handle import TaskStatus
 from admission.executor.loops import Sleep, WorkLoop
 from admission.executor.status import Tally, WorkerHealth
-from admission.executor.stepping import Steps, as_coroutine, go_on
+from admission.executor.stepping import Steps, as_coroutine, as_raised, go_on
 from admission.line import Entry
 from admission.permit import controller_of
 
@@ -188,7 +188,7 @@ class Worker:
         except GeneratorExit:  # The loop was closed with this worker in it: nothing can be done any more.
             raise
         except BaseException as raised:
-            error = raised
+            error = as_raised(raised)
         # Counted as seeking before the slot is given back: whoever gets it then finds this worker free.
         self.crew.seeking += 1
         self.ended()

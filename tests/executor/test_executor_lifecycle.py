@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import traceback
 
 import anyio
 import anyio.lowlevel
@@ -32,6 +33,12 @@ async def two():
 
 async def fail():
     """A task that fails."""
+    raise ValueError("boom")
+
+
+async def fail_later():
+    """A task that fails after a wait."""
+    await anyio.lowlevel.checkpoint()
     raise ValueError("boom")
 
 
@@ -262,17 +269,32 @@ def _outspoken(monkeypatch):
 
 
 async def test_an_error_that_nobody_retrieves_is_logged(caplog, _outspoken):
-    """When its handle is collected; a burst of them makes one line."""
+    """When its handle goes, without a look of the garbage collector; a burst of them makes one line."""
     executor = QueuedExecutor()
-    with caplog.at_level(logging.ERROR, "admission.executor"):
-        async with executor.lifespan():
-            for _ in range(10):
-                await executor.submit(fail)
-            await settle(lambda: executor.get_status().failed == 10)
-        executor.dead_letters.purge()
-        gc.collect()
+    gc.disable()
+    try:
+        with caplog.at_level(logging.ERROR, "admission.executor"):
+            async with executor.lifespan():
+                for task in (fail, fail_later) * 5:
+                    await executor.submit(task)
+                await settle(lambda: executor.get_status().failed == 10)
+                executor.dead_letters.purge()
+                await settle(lambda: caplog.records)
+    finally:
+        gc.enable()
     (record,) = caplog.records
     assert "failed and nobody retrieved its error: ValueError('boom')" in record.message
+
+
+@pytest.mark.parametrize("task", [fail, fail_later])
+async def test_the_traceback_of_an_error_begins_in_the_task(task):
+    """Those who stepped it are of no interest, and would keep its handle."""
+    told = []
+    executor = QueuedExecutor()
+    async with executor.lifespan():
+        await executor.submit(task, on_failure=told.append)
+    (error,) = told
+    assert [frame.name for frame in traceback.extract_tb(error.__traceback__)] == [task.__name__]
 
 
 async def test_a_retrieved_error_is_not_logged(caplog, _outspoken):
