@@ -163,7 +163,7 @@ class Handle(ABC, Generic[ResultT]):
         try:
             raise error
         finally:
-            del error  # Or the traceback would hold this frame, which holds the error.
+            del error, self  # Or the traceback would hold this frame, which holds the error.
 
     async def updates(self, *, interval: float = 0.25) -> AsyncGenerator[Update, None]:
         """An update at once, one for each change of status, and the last one when the task is decided.

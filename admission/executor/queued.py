@@ -345,6 +345,8 @@ class QueuedExecutor(Generic[TaskT, ResultT]):
         except BaseException:
             handle.cancel()  # Does nothing to a task that failed.
             raise
+        finally:
+            del handle  # Or the traceback would hold this frame, which holds what holds the error.
 
     @overload
     def task(

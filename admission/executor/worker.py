@@ -236,6 +236,9 @@ class Worker:
             if timer is not None:
                 timer.cancel()
             assignment.runs_in(None)
+        error = future.exception()
+        if error is not None:
+            raise error  # Here: a frame of `result` would stay in the traceback, and remember this one as its caller.
         return future.result()
 
     async def _coroutine(self, assignment: Assignment[Any], coroutine: Steps, context: Context) -> object:

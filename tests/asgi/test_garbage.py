@@ -1,13 +1,8 @@
-"""A request leaves nothing behind that only the garbage collector could find.
-
-What refers to itself in a circle is kept until a collection, which stops the server the longer the more it has to look
-through: under load that is a pause in everybody's stream.
-"""
+"""A request leaves nothing behind that only the garbage collector could find."""
 
 from __future__ import annotations
 
-import gc
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -19,36 +14,13 @@ from admission.asgi import QoSAdmission
 from admission.controller import AdmissionController
 from admission.errors import Refusal
 from admission.types import Reason
+from tests.collector import Scene, found_by_the_collector
 
 pytestmark = pytest.mark.anyio
 
-kept: list[object] = []
-"""Pools: they refer to themselves, and live as long as the server."""
-
-Scene = Callable[[], Awaitable[None]]
-
-
-async def found_by_the_collector(scene: Scene) -> list[str]:
-    """Objects of ours that *scene* left for it, by type."""
-    await scene()  # What is made once stays.
-    gc.collect()
-    gc.disable()
-    gc.set_debug(gc.DEBUG_SAVEALL)
-    try:
-        await scene()
-        await settle()
-        gc.collect()
-        kinds = [type(thing) for thing in gc.garbage]
-        return sorted(kind.__qualname__ for kind in kinds if kind.__module__.startswith("admission"))
-    finally:
-        gc.set_debug(0)
-        gc.garbage.clear()
-        gc.enable()
-        kept.clear()
-
 
 @asynccontextmanager
-async def one_in_line(visitor: Visitor, **options: Any) -> AsyncIterator[tuple[QoSAdmission, Gate]]:
+async def one_in_line(kept: list[object], visitor: Visitor, **options: Any) -> AsyncIterator[tuple[QoSAdmission, Gate]]:
     """A pool whose slot is taken, and *visitor* behind it; both go on at the end."""
     gate = Gate()
     pool = guarded(gate, **options)
@@ -62,58 +34,58 @@ async def one_in_line(visitor: Visitor, **options: Any) -> AsyncIterator[tuple[Q
         gate.open()
 
 
-async def waits_and_is_served() -> None:
+async def waits_and_is_served(kept: list[object]) -> None:
     """A GET."""
     visitor = Visitor()
-    async with one_in_line(visitor):
+    async with one_in_line(kept, visitor):
         assert visitor.status is None
     assert visitor.status == 200
 
 
-async def uploads_waits_and_is_served() -> None:
+async def uploads_waits_and_is_served(kept: list[object]) -> None:
     """A POST in several pieces."""
     visitor = Visitor("POST", body=[b"a", b"b", b""])
-    async with one_in_line(visitor):
+    async with one_in_line(kept, visitor):
         assert visitor.status is None
     assert visitor.status == 200
 
 
-async def is_watched_while_it_runs() -> None:
+async def is_watched_while_it_runs(kept: list[object]) -> None:
     """The client may leave at any time."""
     visitor = Visitor("POST", body=[b"a"])
-    async with one_in_line(visitor, cancel_on_disconnect=True):
+    async with one_in_line(kept, visitor, cancel_on_disconnect=True):
         assert visitor.status is None
     assert visitor.status == 200
 
 
-async def leaves_the_line() -> None:
+async def leaves_the_line(kept: list[object]) -> None:
     """Nobody is answered."""
     visitor = Visitor()
-    async with one_in_line(visitor) as (pool, _):
+    async with one_in_line(kept, visitor) as (pool, _):
         visitor.leave()
         await settle()
         assert visitor.returned
         assert pool.controller.queued == 0
 
 
-async def is_refused() -> None:
+async def is_refused(kept: list[object]) -> None:
     """On arrival."""
     visitor = Visitor()
-    async with one_in_line(Visitor(), max_queue_size=1) as (pool, _):
+    async with one_in_line(kept, Visitor(), max_queue_size=1) as (pool, _):
         await visitor.call(pool)
     assert visitor.status == 429
 
 
-async def is_evicted() -> None:
+async def is_evicted(kept: list[object]) -> None:
     """The server is going away."""
     visitor = Visitor()
-    async with one_in_line(visitor) as (pool, _):
+    async with one_in_line(kept, visitor) as (pool, _):
         pool.controller.start_draining()
         await settle()
         assert visitor.status == 503
 
 
-async def runs_into_an_error_of_the_app() -> None:
+async def runs_into_an_error_of_the_app(kept: list[object]) -> None:
     """Which is raised on."""
 
     async def fails(scope: object, receive: object, send: object) -> None:
@@ -125,7 +97,7 @@ async def runs_into_an_error_of_the_app() -> None:
         await Visitor().call(pool)
 
 
-async def is_asked_for_by_hand() -> None:
+async def is_asked_for_by_hand(kept: list[object]) -> None:
     """Permits, one after the other, and a refusal."""
     controller = AdmissionController(max_concurrency=1, max_queue_size=1)
     kept.append(controller)
