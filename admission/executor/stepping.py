@@ -65,13 +65,13 @@ async def run_in(context: Context, awaitable: Awaitable[object]) -> object:
 
 
 def as_raised(error: ErrorT) -> ErrorT:
-    """*error* as a task raised it: its traceback begins where this package's own frames end.
+    """*error* as a task raised it: its traceback begins where the executor's own frames end.
 
     Those hold the task's handle, and that holds the error: all would wait for the garbage collector, and so would the
     log's line about an error that nobody retrieved.
     """
     trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_globals["__name__"].startswith("admission."):
+    while trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("admission.executor."):
         trace = trace.tb_next
     return error.with_traceback(trace)
 
