@@ -96,8 +96,11 @@ def start(
     worker.ended()
     worker.errors += 1
     crew.take_back(worker)
-    if isinstance(error, asyncio.CancelledError):
-        assignment.stop(TaskCancelled(f"task {assignment.id} cancelled itself"))
-    elif error is not None:
-        assignment.fail(error)
-    return assignment
+    try:
+        if isinstance(error, asyncio.CancelledError):
+            assignment.stop(TaskCancelled(f"task {assignment.id} cancelled itself"))
+        elif error is not None:
+            assignment.fail(error)
+        return assignment
+    finally:
+        del assignment, error  # See `as_raised`.

@@ -65,13 +65,16 @@ async def run_in(context: Context, awaitable: Awaitable[object]) -> object:
 
 
 def as_raised(error: ErrorT) -> ErrorT:
-    """*error* as a task raised it: its traceback begins where the executor's own frames end.
+    """*error*, which the caller has caught, as a task raised it: the traceback begins where the executor's frames end.
 
     Those hold the task's handle, and that holds the error: all would wait for the garbage collector, and so would the
-    log's line about an error that nobody retrieved.
+    log's line about an error that nobody retrieved. The task's frames remember them as their callers, so they are
+    emptied too; the caller's own still runs, and has to let go of the two by itself.
     """
-    trace = error.__traceback__
+    caught = error.__traceback__
+    trace = None if caught is None else caught.tb_next
     while trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("admission.executor."):
+        trace.tb_frame.clear()
         trace = trace.tb_next
     return error.with_traceback(trace)
 

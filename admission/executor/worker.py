@@ -196,7 +196,10 @@ class Worker:
             assignment.succeed(result)
         else:
             self.errors += 1
-            self._failed(assignment, error)  # Raises what is meant for the worker itself.
+            try:
+                self._failed(assignment, error)  # Raises what is meant for the worker itself.
+            finally:
+                del assignment, attempt, error  # See `as_raised`.
 
     def ended(self) -> None:
         """The attempt is over."""

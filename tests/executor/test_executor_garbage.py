@@ -46,9 +46,13 @@ async def fails(executor: QueuedExecutor[object]) -> None:
 
 async def fails_unseen(executor: QueuedExecutor[object]) -> None:
     """With an error that a callback is told."""
-    told: list[BaseException] = []
+    told: list[str] = []
+
+    def note(error: BaseException) -> None:
+        told.append(str(error))
+
     for task in TASKS:
-        await executor.submit(task, 0, on_failure=told.append)
+        await executor.submit(task, 0, on_failure=note)
     while len(told) < len(TASKS):
         await anyio.lowlevel.checkpoint()
 

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.redis.servers import free_port
+
 pytestmark = [pytest.mark.servers, pytest.mark.slow]
 
 HERE = Path(__file__).parent
@@ -45,9 +47,7 @@ class Server:
 
     def __init__(self, name: str, held_until: Path) -> None:
         self.held_until = held_until
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        self.port = free_port()
         module, *arguments = (part.format(port=self.port) for part in SERVERS[name])
         path = os.pathsep.join([str(HERE), str(HERE.parent.parent.parent)])
         environment = {**os.environ, "HOLD_UNTIL": str(held_until), "PYTHONPATH": path}
