@@ -15,6 +15,7 @@ from anyio.lowlevel import checkpoint
 
 from admission import AdmissionController, AdmissionError, Closed, PriorityClass, Reason, Sample
 from admission.backends.redis import RedisPool
+from admission.backends.redis.commit import MOST_OPERATIONS
 from admission.errors import NotRunning
 from admission.policy.limit import Limit
 from admission.portal import SyncController
@@ -64,6 +65,26 @@ class TestPoolInRedis(PoolContract):
 
 
 # ---------------------------------------------------------------------- several processes
+
+
+async def test_a_look_sees_what_was_said_before_it(make: Make) -> None:
+    """Though it is short, and the server has read only a part of the offers when it is all there."""
+    controller = make(max_concurrency=1, max_queue_size=0)
+
+    async def runs(tenant: str) -> None:
+        async with controller.admit(tenant=tenant):
+            await anyio.sleep_forever()
+
+    for calls in (2, 1):  # With two under way, both connections are made.
+        async with anyio.create_task_group() as group:
+            for number in range(calls * MOST_OPERATIONS):
+                group.start_soon(runs, f"{number:0120}")
+            for _ in range(3):
+                await checkpoint()  # The offers leave.
+            await controller.refresh()
+            assert controller.in_flight == 1
+            group.cancel_scope.cancel()
+        await peace(controller)
 
 
 async def test_processes_share_one_limit_and_one_line(make: Make) -> None:

@@ -220,6 +220,27 @@ async def test_drain_ends_when_the_other_side_is_gone() -> None:
     assert server.batches == [["offer 1"]]
 
 
+async def test_who_wants_the_calls_under_way_answered_waits_for_those_alone() -> None:
+    """Not for what is said meanwhile; and no longer than it will."""
+    server = Server()
+    commit = committer(server)
+    await commit.answered(60.0)
+    commit.send("release")  # type: ignore[arg-type]
+    await turns()
+    await commit.answered(0.0)
+    waiting = asyncio.create_task(commit.answered(60.0))
+    await turns()
+    assert not waiting.done()
+    server.open.set()
+    await turns()
+    server.open.clear()
+    commit.send("said later")  # type: ignore[arg-type]
+    await waiting
+    assert not commit.idle
+    server.open.set()
+    await commit.drain()
+
+
 async def test_heavy_operations_travel_in_smaller_batches() -> None:
     """They weigh as much as many; one that is too heavy for any batch goes alone, and none is overtaken."""
     server = Server()

@@ -730,7 +730,10 @@ class RedisBackend:
         """Ask the pool how it stands, and where *entry* does. Where it cannot be asked, what was known stands."""
         if self._loop is None or self._cut_off:
             return
-        commit = self._connect()
+        commit, ends = self._connect(), self._loop.now() + self._site.timeout
+        await commit.answered(self._site.timeout)  # What was said before shall be among what is seen.
+        if self._cut_off:
+            return
         told: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
         def looked(answer: Answer) -> None:
@@ -741,7 +744,7 @@ class RedisBackend:
         if claim is not None:
             commit.send(script.position(claim.id), partial(self._placed, claim))
         commit.send(script.look(), looked)
-        await asyncio.wait([told], timeout=self._site.timeout)
+        await asyncio.wait([told], timeout=max(0.0, ends - self._loop.now()))
 
     async def find(self, ticket_id: str) -> TicketStatus | None:
         """Ask the pool for a ticket of another process."""

@@ -138,6 +138,14 @@ class Committer(Generic[Op, Answer, Reply]):
                 self.resume()
             await asyncio.wait(self._tasks)
 
+    async def answered(self, timeout: float) -> None:
+        """Wait until the calls that are under way now are answered or have failed, at most *timeout* seconds.
+
+        The next one goes over another connection, and could overtake them.
+        """
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout)
+
     def cancel(self) -> None:
         """Send nothing more."""
         self.suspend()
