@@ -146,6 +146,8 @@ async def beside(redis_url: str, namespace: str, shop: Shop) -> AsyncIterator[tu
         yield proxy, worker
         proxy.lose_none()
         proxy.welcome()
+        # Its jobs may have run on permits of this process alone; and who leaves while cut off says no goodbye.
+        await until(lambda: worker.controller.snapshot().link.state == "closed")  # type: ignore[union-attr]
         await worker.stop()
         await queue.aclose()
 
