@@ -95,6 +95,8 @@ class Intake:
         """Jobs that were announced and not seen yet."""
         self._awaited: frozenset[int] = frozenset()
         """Classes for which the server wakes this process, once."""
+        self._wanting = False
+        """Whether the server has not answered yet to the latest word about them."""
         self._unsure = False
         """The reply to a take may be lost. Nothing is taken until that is cleared up."""
         self._asking = False
@@ -228,7 +230,9 @@ class Intake:
             if ready == 0:
                 empty.append(rank)
         tender.has_asked()
-        if free == 0:
+        if self._wanting:  # Two words under way may overtake each other, and the older one would stand.
+            pass
+        elif free == 0:
             if self._awaited:  # Who has no place must not be woken in the stead of somebody who has.
                 self._want(())
         elif not self._awaited.issuperset(empty):
@@ -274,10 +278,11 @@ class Intake:
 
     def _want(self, ranks: Sequence[int]) -> None:
         """Be woken for the classes of which there is nothing now; at once, if there is by then."""
-        self._awaited = frozenset(ranks)
+        self._awaited, self._wanting = frozenset(ranks), True
         self._store.send(script.want(ranks, self._tenants, self._steal), self._wanted)
 
     def _wanted(self, answer: Answer) -> None:
+        self._wanting = False
         if answer is Said.STALE:
             self._awaited = frozenset()
             self._no_lease()
