@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from pydantic_core import from_json, to_json
 
-from admission.errors import Rejected, TaskTimeout
+from admission.errors import AdmissionError, Rejected, TaskTimeout
 from admission.types import Reason
 
-__all__ = ["Failure", "Outran", "Starved", "describe", "failure_of"]
+__all__ = ["Failure", "Killed", "Outran", "Starved", "describe", "failure_of"]
 
 MOST_ERROR = 1000
 """Characters of an error's text that are kept."""
@@ -28,6 +28,13 @@ class Starved(Rejected):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, reason=Reason.BUSY)
+
+
+class Killed(AdmissionError):
+    """As many processes died with a job as it may take with it."""
+
+    def __init__(self, lost: int) -> None:
+        super().__init__(f"the process that ran it died, {'once' if lost == 1 else f'{lost} times'}")
 
 
 class Failure(NamedTuple):

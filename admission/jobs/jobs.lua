@@ -453,7 +453,7 @@ local function usual()
       local id, f, record, told = ids[i], takers[i], found[i], nil
       if record then -- Else somebody else has deleted it.
         if find(record, QUEUED, 1, true) == 1 then
-          told = id .. ' 1 1 0 ' .. sub(record, fresh + 17, fresh + 32) .. last .. f.tenant
+          told = id .. ' 1 1 0 0 ' .. sub(record, fresh + 17, fresh + 32) .. last .. f.tenant
           record = begun .. sub(record, fresh + 1)
         else
           record, told = core.deliver(id, record)
@@ -802,8 +802,8 @@ local function apart()
     j.state, j.by, j.delivery = 'running', me, j.delivery + 1
     core.unfold(j)
     j.started, j.first = pool.time, j.first == '-' and pool.time or j.first
-    local told = id .. ' ' .. j.delivery .. ' ' .. j.failures + 1 .. ' ' .. j.backs .. ' ' .. j.enqueued .. ' ' .. j.first
-      .. ' ' .. j.tenant
+    local told = id .. ' ' .. j.delivery .. ' ' .. j.failures + 1 .. ' ' .. j.backs .. ' ' .. j.lost .. ' ' .. j.enqueued
+      .. ' ' .. j.first .. ' ' .. j.tenant
     return core.encode(j), told
   end
 
@@ -970,10 +970,11 @@ local function apart()
         pool.handed_back = pool.handed_back + 1
       else
         j.lost = j.lost + 1
-        if j.lost >= most_lost then
+        -- Who gets it once more does not run it, but buries it and tells whom it may concern; and may die of that, too.
+        if j.lost > most_lost then
           core.move(j, 'dead')
-          local times = j.lost == 1 and 'once' or j.lost .. ' times'
-          core.bury_it(j, 'killed', '{"error": "the process that ran it died, ' .. times .. '", "traceback": ""}')
+          local error = 'Killed: the process that ran it died, ' .. j.lost .. ' times'
+          core.bury_it(j, 'killed', '{"error": "' .. error .. '", "traceback": ""}')
         else
           core.line_up(j)
           pool.redelivered = pool.redelivered + 1

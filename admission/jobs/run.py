@@ -32,7 +32,7 @@ from admission.errors import (
 )
 from admission.executor.stepping import Steps, first_step
 from admission.jobs import script
-from admission.jobs.failure import Outran, Starved, describe, failure_of
+from admission.jobs.failure import Killed, Outran, Starved, describe, failure_of
 from admission.jobs.hands import Hand, Hands, Suspended
 from admission.jobs.script import ID_DIGITS, Answer, Said, Taken
 from admission.jobs.status import Tally
@@ -129,6 +129,7 @@ class Runs:
         threads: Threads,
         tally: Tally,
         *,
+        max_deliveries: int,
         result_ttl: float,
         most_result: int,
         listener: Listener | None = None,
@@ -147,6 +148,7 @@ class Runs:
         """Those that have not ended: also those reported whose threads go on."""
         self.intake: Freed
         self._tasks = tasks
+        self._max_deliveries = max_deliveries
         self._ttl_us = round(result_ttl * 1e6)
         self._result_ttl = result_ttl
         self._most_result = most_result
@@ -171,10 +173,13 @@ class Runs:
             if not isinstance(error, BadArguments | LookupError):
                 logger.exception("job %s cannot be read", taken.id)
             self._bury(taken, kind, error)
-            line.end(entry, Outcome.IGNORED, 0.0)
-            self.intake.ended()
+            self._unused(entry, line)
             return
         run = Run(self, taken, task, call, entry, line)
+        if taken.lost >= self._max_deliveries:
+            self._end_failed(run, BuryKind.KILLED, Killed(taken.lost))
+            self._unused(entry, line)
+            return
         self.all.add(run)
         if task.is_async:
             self.hands.push(run)
@@ -182,6 +187,11 @@ class Runs:
             run.start_thread()
         else:
             run.find_no_thread()
+
+    def _unused(self, entry: Entry, line: ClassTender) -> None:
+        """Nothing runs under a permit, and what there was to say about its job is said."""
+        line.end(entry, Outcome.IGNORED, 0.0)
+        self.intake.ended()
 
     def has(self, id: str, delivery: int) -> bool:
         """Whether that delivery of a job is here."""
@@ -310,7 +320,7 @@ class Runs:
 
     def _end_failed(self, run: Run, kind: BuryKind, error: BaseException) -> None:
         options, failure = run.call.options, failure_of(error)
-        self.tally.failed += 1
+        self.tally.failed += kind is not BuryKind.KILLED  # No attempt of this process.
         callback, outcome = options.on_failure, "failure"
         if kind is BuryKind.TIMEOUT and options.on_timeout is not None:
             callback, outcome = options.on_timeout, "timeout"

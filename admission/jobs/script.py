@@ -83,6 +83,8 @@ class Taken(NamedTuple):
     """The first is 1."""
     backs: int
     """How often it was handed back for want of a thread."""
+    lost: int
+    """How often it was delivered to a process that died with it."""
     rank: int
     tenant: str
     enqueued: float
@@ -509,9 +511,9 @@ def _taken(answer: Any) -> list[Taken]:
     rank = answer[1]
     jobs = []
     for i in range(2, len(answer), 2):
-        id, delivery, attempt, backs, enqueued, first, tenant = _text(answer[i]).split(" ", 6)
-        times = int(enqueued) / 1e6, int(first) / 1e6
-        jobs.append(Taken(id, int(delivery), int(attempt), int(backs), rank, tenant, *times, _body(answer[i + 1])))
+        id, delivery, attempt, backs, lost, enqueued, first, tenant = _text(answer[i]).split(" ", 7)
+        counts = int(delivery), int(attempt), int(backs), int(lost)
+        jobs.append(Taken(id, *counts, rank, tenant, int(enqueued) / 1e6, int(first) / 1e6, _body(answer[i + 1])))
     return jobs
 
 

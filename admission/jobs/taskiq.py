@@ -29,7 +29,7 @@ from admission.backends.redis.site import RedisPool
 from admission.controller import AdmissionController
 from admission.errors import NotRunning, PermanentError
 from admission.jobs import script, takers
-from admission.jobs.failure import describe, failure_of
+from admission.jobs.failure import Killed, describe, failure_of
 from admission.jobs.intake import Intake
 from admission.jobs.queue import JobQueue
 from admission.jobs.script import ID_DIGITS, Answer, Message, Reply, Said, Taken
@@ -279,6 +279,8 @@ class _Deliveries:
     def arrived(self, taken: Taken, entry: Entry, line: ClassTender) -> None:
         """See `Arrivals`. What cannot be run goes to the dead letters before taskiq sees it."""
         try:
+            if taken.lost >= self.broker.jobs.bounds.most_deliveries:
+                raise _Refused(BuryKind.KILLED, "its processes died") from Killed(taken.lost)
             message = self._read(taken.body)
         except _Refused as refused:
             logger.warning("job %s goes to the dead letters: %s", taken.id, refused)

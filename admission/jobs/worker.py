@@ -163,6 +163,7 @@ class Worker:
             hands,
             self._threads,
             self._tally,
+            max_deliveries=jobs.bounds.most_deliveries,
             result_ttl=jobs.result_ttl,
             most_result=jobs.max_payload_bytes,
             listener=None if self._hooks is NO_HOOKS else self._hooks,

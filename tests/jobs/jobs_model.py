@@ -190,9 +190,8 @@ class Model:
                 self.numbers["handed_back"] += 1
                 continue
             job.lost += 1
-            if job.lost >= self.bounds.most_deliveries:
-                times = "once" if job.lost == 1 else f"{job.lost} times"
-                text = f'{{"error": "the process that ran it died, {times}", "traceback": ""}}'
+            if job.lost > self.bounds.most_deliveries:
+                text = f'{{"error": "Killed: the process that ran it died, {job.lost} times", "traceback": ""}}'
                 self.die(job, BuryKind.KILLED, text)
             else:
                 self.line_up(job)
@@ -267,7 +266,7 @@ class Model:
         job.state, job.by, job.started, job.delivery = JobState.RUNNING, self.me, self.now, job.delivery + 1
         job.first = job.first or self.now
         attempt, times = job.failures + 1, (job.enqueued / 1e6, job.first / 1e6)
-        return Taken(job.id, job.delivery, attempt, job.backs, job.rank, job.tenant, *times, job.body)
+        return Taken(job.id, job.delivery, attempt, job.backs, job.lost, job.rank, job.tenant, *times, job.body)
 
     def report(self, id: str, delivery: int, what: Callable[[Job], None]) -> Said:
         job = self.jobs.get(id)
@@ -804,6 +803,15 @@ def a_dead_one_has_the_key_of_another(machine: Jobs) -> None:
     machine.the_keys_agree()
 
 
+def one_kills_whoever_gets_it(machine: Jobs) -> None:
+    """As often as it may, and the one that should bury it, too."""
+    machine.jobs_come(CY, 0, ["x"], 1000, 0, "", "", more=False)
+    for _ in range(4):
+        machine.jobs_are_taken(ANN, 0, 1, None, None, renewed=True, more=False)
+        machine.dies(ANN)
+    machine.the_keys_agree()
+
+
 def walk(machine: Jobs, seed: int, *, steps: int = 150) -> None:
     """Take the machine through a random trace, with many jobs in every state: quick, and not shrunk."""
     choose = random.Random(seed)
@@ -871,6 +879,7 @@ def walk(machine: Jobs, seed: int, *, steps: int = 150) -> None:
     machine.a_queue(some(0, 4, 10), some(1, 2, 3))
     two_want_one_job(machine)
     a_dead_one_has_the_key_of_another(machine)
+    one_kills_whoever_gets_it(machine)
     for step in range(steps):
         if step % 40 == 39:
             machine.jobs_are_purged(some(*ends), some(None, 3), some(None, "x"))

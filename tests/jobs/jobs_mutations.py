@@ -17,7 +17,7 @@ MUTATIONS = (
         "return p > q or p == q and core.sorts_before",
     ),
     Mutation("the dead keep their jobs", "      core.strip(name, true)\n", ""),
-    Mutation("killed without end", "if j.lost >= most_lost then", "if false then"),
+    Mutation("killed without end", "if j.lost > most_lost then", "if false then"),
     Mutation(
         "the dead may take",
         "    if not pool.alive[me] then\n      return STALE\n    end\n    local c =",

@@ -23,12 +23,12 @@ class Taker:
 
     def __init__(self, site: RedisPool, pool: str = "default") -> None:
         self.store = JobStore(site, pool, Bounds())
+        self._leases = self.store.script.value_key("").replace("j:kv:", "lease")
 
     async def __aenter__(self) -> Taker:
-        lease = self.store.script.value_key("").replace("j:kv:", "lease")
         ends = round((time.time() + LEASE) * 1e6)
         try:
-            await self.store._command("ZADD", lease, ends, self.store.process)
+            await self.store._command("ZADD", self._leases, ends, self.store.process)
         except BaseException:
             await self.store.close()
             raise
@@ -36,6 +36,10 @@ class Taker:
 
     async def __aexit__(self, *_: object) -> None:
         await self.store.close()
+
+    async def die(self) -> None:
+        """From now on it has no lease."""
+        await self.store._command("ZREM", self._leases, self.store.process)
 
     async def take(self, rank: int = 2, count: int = 1) -> list[Taken]:
         """Jobs of one class, in their order."""

@@ -197,12 +197,12 @@ def test_delivery_says_all_there_is_to_know(shop: Shop) -> None:
     """Attempts count failures, deliveries count takes, times are those of the server."""
     id = shop.put(tenant="tenant: one\0", body='"ä"')
     start = shop.now / 1e6
-    assert shop.take(ANN) == [Taken(id, 1, 1, 0, 3, "tenant: one\0", start, start, '"ä"')]
+    assert shop.take(ANN) == [Taken(id, 1, 1, 0, 0, 3, "tenant: one\0", start, start, '"ä"')]
     shop.now += SECOND
     shop.call(ANN, script.retry(id, 1, 0, '{"error": "x"}'))
-    assert shop.take(BOB) == [Taken(id, 2, 2, 0, 3, "tenant: one\0", start, start, '"ä"')]
+    assert shop.take(BOB) == [Taken(id, 2, 2, 0, 0, 3, "tenant: one\0", start, start, '"ä"')]
     shop.call(BOB, script.back(id, 2, 0, counted=True))
-    assert shop.take(BOB) == [Taken(id, 3, 2, 1, 3, "tenant: one\0", start, start, '"ä"')]
+    assert shop.take(BOB) == [Taken(id, 3, 2, 1, 0, 3, "tenant: one\0", start, start, '"ä"')]
 
 
 def test_job_handed_back_costs_its_tenant_nothing(shop: Shop) -> None:
@@ -288,17 +288,18 @@ def test_jobs_of_a_dead_process_are_delivered_again_first(shop: Shop) -> None:
     assert shop.say(ANN, script.done(ids[0], 1, "1", 0)) is Said.STALE
 
 
-def test_job_that_kills_its_process_three_times_is_buried(shop: Shop) -> None:
-    """Its error says so; it is not delivered any more."""
+def test_job_that_kills_its_process_three_times_is_delivered_once_more_to_be_buried(shop: Shop) -> None:
+    """Whoever gets it then is told; should that process die of it as well, it is buried without another word."""
     id = shop.put()
-    for delivery in (1, 2, 3):
-        assert shop.take(ANN)[0].delivery == delivery
+    for delivery in (1, 2, 3, 4):
+        (taken,) = shop.take(ANN)
+        assert (taken.delivery, taken.lost) == (delivery, delivery - 1)
         shop.dies(ANN)
         shop.call(CY, script.tick())
         shop.lives(ANN)
     record = shop.look(id)
     assert (record.state, record.kind) == (JobState.DEAD, BuryKind.KILLED)
-    assert record.error == '{"error": "the process that ran it died, 3 times", "traceback": ""}'
+    assert record.error == '{"error": "Killed: the process that ran it died, 4 times", "traceback": ""}'
 
 
 def test_attempts_that_fail_and_jobs_handed_back_do_not_count_as_deaths(shop: Shop) -> None:
@@ -434,6 +435,10 @@ def test_whoever_watches_is_told_the_end_once(shop: Shop, end: str) -> None:
     else:
         shop.take(ANN)
         if end == "killed":
+            shop.dies(ANN)
+            shop.call(CY, script.tick())
+            shop.lives(ANN)
+            shop.take(ANN)
             shop.dies(ANN)
         ending = script.done(id, 1, "1", 0) if end == "done" else script.bury(id, 1, BuryKind.FAILED, "{}")
         reply = shop.call(CY if end == "killed" else ANN, script.tick() if end == "killed" else ending)

@@ -19,6 +19,7 @@ from admission import AdmissionController, PermanentError, Priority, Retry, curr
 from admission.errors import NotRunning, PayloadTooLarge, QueueFull
 from admission.jobs import BuryKind, JobQueue, JobState, script
 from admission.jobs.taskiq import AdmissionBroker
+from tests.jobs.taking import Taker
 from tests.jobs.workshop import Gate, Shop, shop, until
 
 __all__ = ["shop"]
@@ -460,6 +461,24 @@ async def test_what_the_receiver_cannot_run_goes_to_the_dead_letters(shop: Shop,
         await settled(shop)
     assert {ids[letter.id]: letter.kind for letter in letters} == {name: kind for name, (_, kind) in HOSTILE.items()}
     assert len(runs) == 2
+
+
+async def test_what_its_processes_died_of_is_not_given_to_the_receiver(shop: Shop) -> None:
+    """It goes to the dead letters, after as many deaths as the queue allows."""
+    broker = AdmissionBroker(shop.another_queue(max_deliveries=1))
+    runs = []
+
+    @broker.task
+    async def poison() -> None:
+        runs.append(1)
+
+    await poison.kiq()
+    async with Taker(shop.site) as taker:
+        await taker.take_one()
+        await taker.die()
+    async with TaskiqWorker(broker):
+        assert await only_letter(shop) == (BuryKind.KILLED, "Killed: the process that ran it died, once")
+    assert not runs
 
 
 async def test_arguments_that_do_not_fit_run_nothing(shop: Shop, broker: AdmissionBroker) -> None:

@@ -13,6 +13,7 @@ from admission.errors import JobFailed, NotRunning, QueueFull, TaskCancelled
 from admission.jobs import BuryKind, JobQueue, JobState, intake, run, script
 from admission.jobs.hooks import Hooks
 from admission.jobs.run import current_job
+from tests.jobs.taking import Taker
 from tests.jobs.workshop import Gate, Shop, shop, until
 
 __all__ = ["shop"]
@@ -583,6 +584,38 @@ async def test_hooks_hear_of_everything_and_break_nothing(shop: Shop) -> None:
         await fails.enqueue()
         await shop.letters(1)
     assert heard == ["start", ("success", "works", True), ("fails", "no", False), ("fails", "no", True), "stop"]
+
+
+async def test_a_job_that_its_processes_died_of_is_not_run_but_its_end_is_told(shop: Shop) -> None:
+    """By its callback and the hooks, by the next worker that gets it; and its permit goes back."""
+    online, queue = await shop.controller(1), shop.another_queue(max_deliveries=2)
+    told: list[Any] = []
+
+    @queue.task
+    async def tell(ending: dict[str, Any]) -> None:
+        told.append((ending["task"], ending["outcome"], ending["error"]))
+
+    @queue.task(on_failure="tell")
+    async def poison() -> None:
+        told.append("it ran")
+
+    job = await poison.enqueue()
+    for _ in range(2):
+        async with Taker(shop.site) as taker:
+            assert (await taker.take_one()).id == job.id
+            await taker.die()
+    hooks = Hooks(on_task_failure=lambda job, error, seconds, final: told.append((job.id, str(error), final)))
+    error = "the process that ran it died, 2 times"
+    async with shop.worker(queue, hooks=hooks) as worker:
+        with pytest.raises(JobFailed, match="killed"):
+            await job.result(PATIENCE)
+        await until(lambda: len(told) == 2)
+        assert (worker.status().failed, worker.status().buried, worker.status().callbacks) == (0, 1, 1)
+        await until(lambda: online.in_flight == 0)
+    assert told == [(job.id, error, True), ("poison", "failure", f"Killed: {error}")]
+    (letter,) = await queue.dead.list()
+    assert (letter.kind, letter.deliveries) == (BuryKind.KILLED, 3)
+    await queue.aclose()
 
 
 # ---------------------------------------------------------------------- whose jobs

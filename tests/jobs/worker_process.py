@@ -131,10 +131,14 @@ def queue_of(url: str, namespace: str, gate: asyncio.Event | None = None, **opti
             await gate.wait()
         return f"{name} in {os.getpid()}"
 
-    @jobs.task
+    @jobs.task(on_failure="mourn")
     def die(name: str) -> None:
         begun(name)
         os.kill(os.getpid(), signal.SIGKILL)
+
+    @jobs.task
+    def mourn(ending: dict[str, Any]) -> None:
+        begun(f"{ending['task']} {ending['outcome']}: {ending['error']}")
 
     return jobs
 
