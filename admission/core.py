@@ -83,6 +83,8 @@ class Core:
         self.closed = False
         self.in_use = 0
         """Slots held by running tickets."""
+        self.starts = 0
+        """Slots granted so far."""
         self.line = Line(classes)
         self.lobby = Line(classes)
         self.classes = tuple(
@@ -138,6 +140,9 @@ class Core:
             fair.highest = finish
         flow.running += 1
         share.held = held
+        if share.guaranteed:
+            share.spend(slots, self.starts)
+        self.starts += slots
         self.in_use = in_use
         entry = Entry()
         entry.rank = rank
@@ -530,7 +535,7 @@ class Core:
             return held_back
         if state.line.head() is not entry:
             return "line-order"
-        return "pool-limit" if next_class(self._contenders, now) is state else "higher-class"
+        return "pool-limit" if next_class(self._contenders, now, self.starts) is state else "higher-class"
 
     # ------------------------------------------------------------------ the pump
 
@@ -540,7 +545,7 @@ class Core:
             return
         while self.in_use < self.limit:
             contenders = self._contenders
-            state = contenders[0] if len(contenders) == 1 else next_class(contenders, now)
+            state = contenders[0] if len(contenders) == 1 else next_class(contenders, now, self.starts)
             if state is None:
                 break
             entry = state.line.head()
@@ -570,23 +575,20 @@ class Core:
             state.codel.granted(waited)
         if entry.timed:
             self._deadlines.forget(entry)
+        state.share.spend(entry.slots, self.starts)
         self._step_out(state, entry)
         self._start(state, entry, now)
-        if state.share.credit:
-            state.share.spend(entry.slots)
 
     def _start(self, state: ClassState, entry: Entry, now: float) -> None:
         """Take the slots for a ticket that counts as waiting and stands nowhere any more."""
         slots = entry.slots
         share = state.share
-        for contender in self._contenders:
-            if contender.share.guaranteed:
-                contender.share.earn(slots)
         share.held += slots
         if share.start_interval is not None:
             share.count_start(now)
         state.fair.grant(entry.flow, entry.start)
         self.in_use += slots
+        self.starts += slots
         entry.state = RUNNING
         entry.granted_at = now
         entry.in_flight = self.in_use
@@ -623,6 +625,7 @@ class Core:
     def _enter(self, state: ClassState, entry: Entry, now: float) -> None:
         """Stand *entry* in line."""
         if not state.line.queued:
+            state.share.waits(True, self.starts)
             state.pace.waiting_since(now)
             if state.codel is not None:
                 state.codel.waiting_since(now)
@@ -634,7 +637,7 @@ class Core:
         """Take *entry* out of the line; it still counts as waiting for its tenant."""
         self.line.remove(entry)
         if not state.line.queued:
-            state.share.credit = 0
+            state.share.waits(False, self.starts)
             state.pace.emptied()
             if state.codel is not None:
                 state.codel.emptied()

@@ -119,7 +119,8 @@ class PriorityClass:
     Args:
         name: What headers, metrics and `acquire(priority=…)` call it.
         guaranteed: Share of the starts this class gets under contention, 0 … 1, however high the classes
-            above it. Unused shares go to whoever waits.
+            above it. What it has had of late counts, also when nobody else waited. Unused shares go to whoever
+            waits.
         ceiling: Share of the limit this class may hold at once, above 0 and at most 1 (never less than one slot).
         max_delay: Seconds after which the class's oldest waiter makes it go before every other. None: never.
         rate: Starts per second at most (token bucket). None: unlimited.
@@ -279,7 +280,7 @@ class ClassSnapshot:
     """Slots the ceiling allows now."""
     paused: bool
     credit: float
-    """Slots' worth of guaranteed starts it may claim next."""
+    """Slots' worth of guaranteed starts it may claim next; below 0, what it has had of late beyond its share."""
     oldest_wait: float
     """Seconds the oldest waiter has been in line; 0.0 with an empty line."""
     predicted_wait: float | None

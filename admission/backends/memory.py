@@ -9,6 +9,7 @@ from admission.class_state import ClassState
 from admission.core import NOTHING, Core, Decisions
 from admission.line import Entry
 from admission.policy.limit import Limit
+from admission.policy.shares import MICRO
 from admission.types import ClassSnapshot, Outcome, Reason, Snapshot, TenantSnapshot, TicketStatus
 from admission.waker import Loop, Timer
 
@@ -211,7 +212,7 @@ class MemoryBackend:
             lobby=state.lobby.queued,
             slot_cap=state.share.cap,
             paused=state.share.paused,
-            credit=state.share.credit_in_slots,
+            credit=state.share.credit(core.starts) / MICRO,
             oldest_wait=now - state.line.oldest().arrival if state.line.queued else 0.0,
             predicted_wait=core.predicted_newcomer_wait(state.rank, now),
             held_back_by=core.held_back_by(state.line.head(), now) if state.line.queued else None,

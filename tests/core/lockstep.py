@@ -162,7 +162,8 @@ class Lockstep:
         assert core.limit == model.limit
         for state, room in zip(core.classes, model.rooms, strict=True):
             assert state.share.held == model.in_use(room.rank)
-            assert state.share.credit == room.credit * 1_000_000, f"class {room.rank} has another credit"
+            credit = state.share.credit(core.starts)
+            assert credit == model.credit(room) * 1_000_000, f"class {room.rank} has another credit"
         assert core.next_event(self.now) == model.next_event(self.now)
 
     def check_every_ticket(self) -> None:

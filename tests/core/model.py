@@ -218,8 +218,6 @@ class Model:
         """Another limit."""
         self.now = now
         self.limit = limit
-        for room in self.rooms:
-            room.credit = min(room.credit, Fraction(limit + 1))
         out = Outcomes([], [], [])
         self.settle(out)
         return out
@@ -306,7 +304,7 @@ class Model:
 
     def left_the_line(self, room: Room) -> None:
         if not self.at(LINE, room.rank):
-            room.credit = Fraction(0)
+            room.credit = min(room.credit, Fraction(0))
             room.overloaded = False
 
     def keep_the_bounds(self, room: Room, ticket: Held, may_wait: bool, out: Outcomes) -> None:
@@ -383,9 +381,13 @@ class Model:
         if overdue:
             return min(overdue)[2]
         for room, line in able:
-            if room.credit >= line[0].slots:
+            if room.rules.guaranteed and self.credit(room) >= line[0].slots:
                 return room
         return able[0][0] if able else None
+
+    def credit(self, room: Room) -> Fraction:
+        """As much of it as counts."""
+        return min(room.credit, Fraction(self.limit + 1))
 
     def pump(self, out: Outcomes) -> None:
         """Grant while slots are free."""
@@ -402,19 +404,19 @@ class Model:
             if head.slots > free and self.in_use():
                 return
             room.shortest.append(self.now - head.arrival)
-            head.where = DONE  # It stands nowhere while the others earn.
-            self.left_the_line(room)
+            room.credit = self.credit(room)
             self.start(room, head)
-            if self.at(LINE, room.rank):
-                room.credit = max(Fraction(0), room.credit - head.slots)
+            if room.rules.guaranteed:
+                room.credit = max(room.credit - head.slots, Fraction(-4 * (self.limit + 1)))
+            self.left_the_line(room)
             out.granted.append(head.number)
 
     def start(self, room: Room, ticket: Held) -> None:
-        """Give it its slots; whoever waits earns its share of them."""
+        """Give it its slots; every class earns its share of them, and those without waiters save nothing up."""
         for other in self.rooms:
-            if self.at(LINE, other.rank):
-                earned = Fraction(str(other.rules.guaranteed)) * ticket.slots
-                other.credit = min(other.credit + earned, Fraction(self.limit + 1))
+            other.credit += Fraction(str(other.rules.guaranteed)) * ticket.slots
+            if not self.at(LINE, other.rank):
+                other.credit = min(other.credit, Fraction(0))
         ticket.where = RUNNING
         room.virtual = max(room.virtual, ticket.start)
         room.refill(self.now)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from admission.policy.shares import MICRO, Share, next_class
+from admission.policy.shares import MICRO, OWED, Share, next_class
 from admission.types import PriorityClass
 
 
@@ -34,37 +34,80 @@ def waiting(rank: int, *, limit: int = 8, slots: int = 1, since: float = 0.0, **
 def test_rank_decides_when_nothing_bends_it() -> None:
     """The highest class first; nobody when nobody waits."""
     high, low = waiting(0), waiting(1)
-    assert next_class([high, low], 0) is high
-    assert next_class([], 0) is None
+    assert next_class([high, low], 0, 0) is high
+    assert next_class([], 0, 0) is None
 
 
 def test_credit_goes_before_rank_and_age_before_credit() -> None:
     """The three rules in their order."""
     high, owed, overdue = waiting(0), waiting(1, guaranteed=0.5), waiting(2, max_delay=5)
-    owed.share.credit = MICRO
-    assert next_class([high, owed, overdue], 4) is owed
-    assert next_class([high, owed, overdue], 5) is overdue
+    owed.share.waits(True, 0)
+    assert next_class([high, owed, overdue], 4, starts=2) is owed
+    assert next_class([high, owed, overdue], 5, starts=2) is overdue
 
 
 def test_credit_has_to_cover_the_whole_head() -> None:
     """Half a ticket is none."""
-    high, owed = waiting(0), waiting(1, slots=2)
-    owed.share.credit = 2 * MICRO - 1
-    assert next_class([high, owed], 0) is high
-    owed.share.credit = 2 * MICRO
-    assert next_class([high, owed], 0) is owed
+    high, owed = waiting(0), waiting(1, slots=2, guaranteed=0.5)
+    owed.share.waits(True, 0)
+    assert next_class([high, owed], 0, starts=3) is high
+    assert next_class([high, owed], 0, starts=4) is owed
 
 
-def test_credit_stays_within_its_bounds() -> None:
-    """Zero, and one more than the limit."""
+def test_who_waits_saves_up_no_more_than_the_limit_and_one() -> None:
+    """At any limit: what counts follows it at once."""
     share = waiting(0, limit=2, guaranteed=1.0).share
-    for _ in range(10):
-        share.earn(1)
-    assert share.credit_in_slots == 3
+    share.waits(True, 0)
+    assert share.credit(2) == 2 * MICRO
+    assert share.credit(10) == 3 * MICRO
     share.resize(1)
-    assert share.credit_in_slots == 2
-    share.spend(5)
-    assert share.credit == 0
+    assert share.credit(10) == 2 * MICRO
+    share.resize(8)
+    assert share.credit(10) == 9 * MICRO
+
+
+def test_who_does_not_wait_saves_nothing_up() -> None:
+    """Neither before its line began nor after it ended."""
+    share = waiting(0, guaranteed=0.5).share
+    assert share.credit(100) == 0
+    share.waits(True, 100)
+    assert share.credit(104) == 2 * MICRO
+    share.waits(False, 104)
+    assert share.credit(200) == 0
+
+
+def test_starts_beyond_a_share_are_owed_and_paid_back_by_those_of_others() -> None:
+    """Whether or not the class waits meanwhile."""
+    share = waiting(0, guaranteed=0.5).share
+    for start in range(4):
+        share.spend(1, start)
+    assert share.credit(4) == -2 * MICRO
+    share.waits(True, 5)
+    assert share.credit(5) == -1.5 * MICRO
+    share.waits(False, 6)
+    assert share.credit(7) == -0.5 * MICRO
+    share.waits(True, 8)
+    assert share.credit(10) == MICRO
+
+
+def test_no_more_is_owed_than_some_limits_worth_of_starts() -> None:
+    """So a class that had the pool to itself has its share again after so many starts of others."""
+    share = waiting(0, limit=4, guaranteed=0.1).share
+    for start in range(1000):
+        share.spend(1, start)
+    assert share.credit(1000) == -OWED * 5 * MICRO
+    share.waits(True, 1000)
+    assert not share.is_due(1, 1000 + 209)
+    assert share.is_due(1, 1000 + 210)
+
+
+def test_a_class_that_is_guaranteed_nothing_neither_saves_nor_owes() -> None:
+    """Its account is never looked at."""
+    share = waiting(0).share
+    share.spend(1, 0)
+    share.waits(True, 1)
+    assert share.credit(100) == 0
+    assert not share.is_due(1, 100)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +123,7 @@ def test_a_class_at_its_ceiling_is_passed_over() -> None:
     capped, other = waiting(0, ceiling=0.5), waiting(1)
     capped.share.held = 4
     assert capped.share.held_back(1, 0) == "class-ceiling"
-    assert next_class([capped, other], 0) is other
+    assert next_class([capped, other], 0, 0) is other
     whole = waiting(0)
     whole.share.held = 7
     assert whole.share.held_back(2, 0) is None

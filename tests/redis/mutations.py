@@ -31,8 +31,14 @@ OF_RULES = (
         "wide heads run above the limit", "pool.in_use > 0 and pool.in_use + t.slots > pool.limit then", "false then"
     ),
     Mutation("lobby never moves up", "while pool.lobby > 0 and pool.moves > 0 do", "while false do"),
-    Mutation("credit is not spent", "c.credit = max(0, c.credit - t.slots * 1e6)", ""),
-    Mutation("credit has no cap", ", other.most_credit)", ", 1e15)"),
+    Mutation("credit is not spent", "(c.guaranteed - 1e6) * slots", "c.guaranteed * slots"),
+    Mutation("credit has no cap", "c.queued > 0 and c.most_credit or 0", "c.queued > 0 and 1e15 or 0"),
+    Mutation("credit is saved up by who does not wait", "c.most_credit or 0)", "c.most_credit or c.most_credit)"),
+    Mutation("what is owed is forgotten", "-4 * c.most_credit)", "0)"),
+    Mutation("what is owed has no end", "-4 * c.most_credit)", "-1e15)"),
+    Mutation(
+        "who starts at once pays nothing", "if not c.exempt then\n      core.spend", "if false then\n      core.spend"
+    ),
     Mutation("ceiling is no cap", "c.ceiling < 1 and c.held > 0", "false"),
     Mutation("start rate has no burst", "next_start - c.start_allowance\n        due", "next_start\n        due"),
     Mutation("start rate gathers no debt", "max(p.next_start, now) + c", "now + c"),

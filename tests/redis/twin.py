@@ -373,7 +373,7 @@ class Twin:
                     state.lobby.queued,
                     state.share.cap,
                     state.share.paused,
-                    state.share.credit,
+                    state.share.credit(core.starts),
                     now - line.oldest().arrival if line.queued and line.arrivals is not None else None,
                     _whole(core.predicted_newcomer_wait(state.rank, now)),
                     core.held_back_by(line.head(), now) if line.queued else None,

@@ -58,7 +58,6 @@ function core.fit(c)
   -- The epsilon: 0.1 x 30 is 3.0000000000000004 and 0.7 x 10 is 6.999...; both mean what they say.
   c.cap = max(1, floor(c.ceiling * pool.limit + 1e-9))
   c.most_credit = (pool.limit + 1) * 1e6
-  c.credit = min(c.credit, c.most_credit)
   c.widest = (c.ceiling < 1 and not c.exempt) and c.cap or INF
 end
 
@@ -71,13 +70,17 @@ function core.class(rank)
   c = { rank = rank, raw = raw, ceiling = 1, guaranteed = 0, period = 0 }
   c.from, c.to = '[line' .. rank .. ':', '(line' .. rank .. ';'
   if raw then
-    local held, running, queued, lobby, credit, virtual, paused, debts = match(
-      raw, '^held=(%S+) running=(%S+) queued=(%S+) lobby=(%S+) credit=(%S+) virtual=(%S+) paused=(%d) debts=(%S+)$'
+    local held, running, queued, lobby, credit, starts_seen, virtual, paused, debts = match(
+      raw,
+      '^held=(%S+) running=(%S+) queued=(%S+) lobby=(%S+) credit=(%S+) starts_seen=(%S+) virtual=(%S+) paused=(%d) '
+        .. 'debts=(%S+)$'
     )
     c.held, c.running, c.queued, c.lobby = tonumber(held), tonumber(running), tonumber(queued), tonumber(lobby)
-    c.credit, c.virtual, c.paused, c.debts = tonumber(credit), tonumber(virtual), paused == '1', tonumber(debts)
+    c.credit, c.starts_seen, c.virtual = tonumber(credit), tonumber(starts_seen), tonumber(virtual)
+    c.paused, c.debts = paused == '1', tonumber(debts)
   else
-    c.held, c.running, c.queued, c.lobby, c.credit, c.virtual, c.paused, c.debts = 0, 0, 0, 0, 0, 0, false, 0
+    c.held, c.running, c.queued, c.lobby, c.credit, c.starts_seen, c.virtual = 0, 0, 0, 0, 0, 0, 0
+    c.paused, c.debts = false, 0
   end
   -- Only what differs from a plain class is said. A class the newest rules do not know is plain until it is empty.
   for name, value in string.gmatch(rank < pool.known and pool.rules[pool.first_rules + rank] or '', '(%S+)=(%S+)') do
@@ -258,6 +261,26 @@ function core.held_back(c, slots)
   end
 end
 
+-- What a class may claim, in millionths of a slot; below 0, what it has had beyond its share.
+function core.credit(c)
+  return min(c.credit + c.guaranteed * (pool.starts - c.starts_seen), c.queued > 0 and c.most_credit or 0)
+end
+
+-- Its line has its first waiter, or none any more: what was saved up is gone, what is owed stays.
+function core.lose_savings(c)
+  if c.guaranteed > 0 then
+    c.credit, c.starts_seen = min(core.credit(c), 0), pool.starts
+  end
+end
+
+-- A class is granted slots, which are not among the starts yet.
+function core.spend(c, slots)
+  if c.guaranteed > 0 then
+    c.credit = max(core.credit(c) + (c.guaranteed - 1e6) * slots, -4 * c.most_credit)
+    c.starts_seen = pool.starts + slots
+  end
+end
+
 -- Whether a newcomer with nobody before it can run at once: what `pump` would find.
 function core.runs_alone(c, slots)
   local in_use = pool.in_use
@@ -286,13 +309,7 @@ end
 
 -- Take the slots for a ticket that counts as waiting and stands nowhere any more.
 function core.start(c, t)
-  if pool.queued > 0 then
-    for _, other in ipairs(core.contending()) do
-      if other.guaranteed > 0 then
-        other.credit = min(other.credit + other.guaranteed * t.slots, other.most_credit)
-      end
-    end
-  end
+  pool.starts = pool.starts + t.slots
   if c.start_interval then
     local p = core.pace(c)
     p.next_start, p.changed = max(p.next_start, now) + c.start_interval, true
@@ -342,6 +359,9 @@ function core.offer(id, key, slots, charge, patience, expires_as, may_wait)
   local newest = f.newest
   t.start = core.arrive(c, f, charge)
   if c.exempt or core.runs_alone(c, slots) then
+    if not c.exempt then
+      core.spend(c, slots)
+    end
     core.start(c, t)
     return { GRANTED, t.epoch, t.grant, t.in_use }
   end
@@ -536,15 +556,15 @@ function core.flush_pool()
     'pool',
     format(
       'in_use=%d limit=%d queued=%d lobby=%d running=%d paused=%d closed=%d now=%s epoch=%d fence=%d arrivals=%d '
-        .. 'ranks=%d version=%d reap_at=%d',
+        .. 'starts=%d ranks=%d version=%d reap_at=%d',
       pool.in_use, pool.limit, pool.queued, pool.lobby, pool.running, pool.paused, pool.closed, pool.time, pool.epoch,
-      pool.fence, pool.arrivals, pool.ranks, pool.version, pool.reap_at
+      pool.fence, pool.arrivals, pool.starts, pool.ranks, pool.version, pool.reap_at
     ),
   }
   for rank, c in pairs(pool.classes) do
     local record = format(
-      'held=%d running=%d queued=%d lobby=%d credit=%d virtual=%d paused=%d debts=%d',
-      c.held, c.running, c.queued, c.lobby, c.credit, c.virtual, c.paused and 1 or 0, c.debts
+      'held=%d running=%d queued=%d lobby=%d credit=%d starts_seen=%d virtual=%d paused=%d debts=%d',
+      c.held, c.running, c.queued, c.lobby, c.credit, c.starts_seen, c.virtual, c.paused and 1 or 0, c.debts
     )
     if record ~= c.raw then
       list[#list + 1] = 'class' .. rank
@@ -679,6 +699,7 @@ local function waiting()
   function core.enter(c, t)
     if c.queued == 0 then
       pool.contenders = nil
+      core.lose_savings(c)
       local p = core.pace(c)
       p.last, p.changed = now, true
       if c.codel_target then
@@ -727,7 +748,7 @@ local function waiting()
 
   function core.emptied(c)
     pool.contenders = nil
-    c.credit = 0
+    core.lose_savings(c)
     if c.codel_target then
       local p = core.pace(c)
       p.interval_end, p.overloaded, p.changed = INF, 0, true
@@ -855,7 +876,7 @@ local function waiting()
             overdue, overdue_since = c, arrival
           end
         end
-        if not by_credit and c.credit > 0 and c.credit >= head.slots * 1e6 then
+        if not by_credit and c.guaranteed > 0 and core.credit(c) >= head.slots * 1e6 then
           by_credit = c
         end
         by_rank = by_rank or c
@@ -889,9 +910,9 @@ local function waiting()
       local p = core.pace(c)
       p.shortest, p.changed = min(p.shortest, waited), true
     end
+    core.spend(c, t.slots)
     core.step_out(c, t)
     core.start(c, t)
-    c.credit = max(0, c.credit - t.slots * 1e6)
     core.tell(t, '1 ' .. t.id .. ' ' .. format('%d %d %d', t.epoch, t.grant, t.in_use))
   end
 
@@ -1476,7 +1497,7 @@ local function rarely()
       end
     end
     return {
-      c.held, c.running, c.queued, c.lobby, c.cap, c.paused and 1 or 0, c.credit, head and now - oldest.arrival or 0,
+      c.held, c.running, c.queued, c.lobby, c.cap, c.paused and 1 or 0, core.credit(c), head and now - oldest.arrival or 0,
       core.rounded(core.newcomer_wait(c)), head and core.binding(c, head) or '',
     }
   end
@@ -1606,20 +1627,22 @@ end
 do
   local stored = call('HMGET', ST, 'pool', 'audit')
   if stored[1] then
-    local in_use, limit, queued, lobby, running, paused, closed, time, epoch, fence, arrivals, ranks, version, reap_at =
-      match(
+    local in_use, limit, queued, lobby, running, paused, closed, time, epoch, fence, arrivals, starts, ranks, version,
+      reap_at = match(
         stored[1],
         '^in_use=(%S+) limit=(%S+) queued=(%S+) lobby=(%S+) running=(%S+) paused=(%S+) closed=(%S+) now=(%S+) '
-          .. 'epoch=(%S+) fence=(%S+) arrivals=(%S+) ranks=(%S+) version=(%S+) reap_at=(%S+)$'
+          .. 'epoch=(%S+) fence=(%S+) arrivals=(%S+) starts=(%S+) ranks=(%S+) version=(%S+) reap_at=(%S+)$'
       )
     pool.in_use, pool.limit, pool.running = tonumber(in_use), tonumber(limit), tonumber(running)
     pool.queued, pool.lobby = tonumber(queued), tonumber(lobby)
     pool.paused, pool.closed = tonumber(paused), tonumber(closed)
     pool.epoch, pool.fence, pool.arrivals, now = tonumber(epoch), tonumber(fence), tonumber(arrivals), tonumber(time)
-    pool.ranks, pool.version, pool.reap_at = tonumber(ranks), tonumber(version), tonumber(reap_at)
+    pool.starts, pool.ranks, pool.version = tonumber(starts), tonumber(ranks), tonumber(version)
+    pool.reap_at = tonumber(reap_at)
   else
     pool.in_use, pool.limit, pool.running, pool.queued, pool.lobby, pool.paused, pool.closed = 0, 0, 0, 0, 0, 0, 0
-    pool.epoch, pool.fence, pool.arrivals, pool.ranks, pool.version, pool.reap_at, now = 0, 0, 0, 0, 0, 0, 0
+    pool.epoch, pool.fence, pool.arrivals, pool.starts, now = 0, 0, 0, 0, 0
+    pool.ranks, pool.version, pool.reap_at = 0, 0, 0
     pool.is_new = true
   end
   pool.was_empty = pool.queued + pool.lobby + pool.running == 0
