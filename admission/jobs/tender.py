@@ -25,7 +25,10 @@ TENANT = "jobs"
 """Whose tickets they are in the pool: between their own tenants the queue is fair itself."""
 
 MOST_ASKED = 32
-"""Tickets of one class that wait in the pool at once."""
+"""Tickets of one class that wait in the pool at once, while they are granted soon."""
+
+LONG = 1.0
+"""Seconds after which a wait is a long one; an eighth of the class's `max_delay` if that is less."""
 
 SHORT = 0.005
 """Seconds: only after jobs as short as that is a permit kept. What is known of who waits is a round trip old, so after
@@ -39,13 +42,42 @@ Used = tuple[Entry, Outcome, float]
 """A permit whose job has ended, how, and after how many seconds."""
 
 
+class Appetite:
+    """How many tickets of one class wait in the pool at once: so many as are granted soon, and one at least.
+
+    So jobs take few places in the line of a pool that has no room for them, and what gets overdue there is one ticket,
+    not as many together as the pool has slots: with `max_delay` a backlog has one start in that time, not all starts.
+
+    Args:
+        max_delay: That of the class, in seconds.
+    """
+
+    __slots__ = ("long", "most")
+
+    def __init__(self, max_delay: float | None) -> None:
+        self.long = LONG if max_delay is None else min(LONG, max_delay / 8)
+        """Seconds after which a wait is a long one."""
+        self.most = MOST_ASKED
+
+    def granted(self, waited: float) -> None:
+        """A ticket was granted after so many seconds."""
+        if waited < self.long:
+            self.most = min(2 * self.most, MOST_ASKED)
+
+    def waits(self, waited: float) -> None:
+        """The oldest ticket has waited so many seconds until now."""
+        if waited >= self.long:
+            self.most = 1
+
+
 class Wish:
     """One ticket in the pool's line."""
 
-    __slots__ = ("entry", "line")
+    __slots__ = ("entry", "line", "since")
 
-    def __init__(self, line: ClassTender) -> None:
+    def __init__(self, line: ClassTender, now: float) -> None:
         self.line = line
+        self.since = now
         self.entry: Entry | None = None
 
     def entered(self, entry: Entry) -> None:
@@ -60,7 +92,19 @@ class Wish:
 class ClassTender:
     """The permits of one class. See `Tender`."""
 
-    __slots__ = ("_asked", "_changed", "_controller", "_loop", "_refusals", "_timer", "idle", "rank", "used")
+    __slots__ = (
+        "_appetite",
+        "_asked",
+        "_changed",
+        "_controller",
+        "_loop",
+        "_refusals",
+        "_timer",
+        "_waiting",
+        "idle",
+        "rank",
+        "used",
+    )
 
     def __init__(self, controller: AdmissionController, rank: int, changed: Callable[[], None]) -> None:
         self.rank = rank
@@ -71,7 +115,11 @@ class ClassTender:
         self._controller = controller
         self._changed = changed
         self._asked: dict[Wish, None] = {}
+        """In the order in which they came."""
+        self._appetite = Appetite(controller.classes[rank].max_delay)
         self._loop = asyncio.get_running_loop()
+        self._waiting: asyncio.TimerHandle | None = None
+        """Rings when the oldest of several may have waited for long."""
         self._refusals = 0
         """In a row."""
         self._timer: asyncio.TimerHandle | None = None
@@ -84,20 +132,23 @@ class ClassTender:
 
     def ask(self, wanted: int) -> None:
         """From now on so many tickets wait, but for the bound and a refusal's time out."""
-        wanted = min(wanted, MOST_ASKED)
+        wanted = min(wanted, self._appetite.most)
         while len(self._asked) > wanted:
             wish, _ = self._asked.popitem()  # The latest: those before it have waited longer.
             self._withdraw(wish)
         for _ in range(wanted - len(self._asked)):  # One by one: while cut off, the pool may decide at once.
             if self._timer is not None:
                 break
-            wish = Wish(self)
+            wish = Wish(self, self._loop.time())
             self._asked[wish] = None
             try:
                 wish.entry = self._controller.enqueue(wish, self.rank, TENANT, max_wait=None)
             except Refusal:
                 self._asked.pop(wish, None)
                 self._back_off()
+        if len(self._asked) > 1 and self._waiting is None:
+            oldest = next(iter(self._asked)).since
+            self._waiting = self._loop.call_at(oldest + self._appetite.long, self._look_at_oldest)
 
     def decided(self, wish: Wish, entry: Entry) -> None:
         """The pool's word on a ticket."""
@@ -108,6 +159,7 @@ class ClassTender:
         if entry.state is RUNNING:
             self._refusals = 0
             self.idle.append(entry)
+            self._appetite.granted(self._loop.time() - wish.since)
         else:
             self._back_off()
         self._changed()
@@ -156,9 +208,10 @@ class ClassTender:
 
     def close(self) -> None:
         """Wait for nothing, and keep nothing idle."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for timer in (self._timer, self._waiting):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._waiting = None
         asked, self._asked = self._asked, {}
         for wish in asked:
             self._withdraw(wish)
@@ -169,6 +222,13 @@ class ClassTender:
         if wish.entry is not None:
             wish.entry.waiter = None
             self._controller.withdraw(wish.entry)
+
+    def _look_at_oldest(self) -> None:
+        """If it has waited for long, the others leave; else look again when it will have."""
+        self._waiting = None
+        if self._asked:
+            self._appetite.waits(self._loop.time() - next(iter(self._asked)).since)
+            self.ask(len(self._asked))
 
     def _back_off(self) -> None:
         if self._timer is None:

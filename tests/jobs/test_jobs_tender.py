@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from admission import AdmissionController, PriorityClass, QoSAdmission, current_ticket
 from admission.jobs import JobState, tender
-from admission.jobs.tender import Tender
+from admission.jobs.tender import LONG, MOST_ASKED, Appetite, Tender
 from admission.types import Outcome
 from tests.controller.test_contract import Crowd, is_empty, peace
 from tests.jobs.workshop import Gate, Shop, shop, until
@@ -344,3 +344,44 @@ async def test_a_long_job_gives_back_its_own_permit_alone() -> None:
     assert len(line.idle) == 1
     line.close()
     assert pool.in_flight == 0
+
+
+async def test_of_tickets_that_wait_for_long_only_the_oldest_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs stay away from a pool that has no room for them, and their place in its line is kept by one."""
+    monkeypatch.setattr(tender, "LONG", 0.0)
+    pool = AdmissionController(max_concurrency=1)
+    line = Tender(pool, lambda: None).classes[2]
+    held = await pool.acquire()
+    line.ask(8)
+    asked = line.asked
+    await until(lambda: line.asked == 1)
+    line.ask(8)
+    assert (asked, line.asked, pool.queued) == (8, 1, 1)
+    held.release()
+    assert len(line.idle) == 1
+    line.close()
+    await is_empty(pool)
+
+
+@pytest.mark.parametrize(("max_delay", "long"), [(None, LONG), (800.0, LONG), (4.0, 0.5), (0.0, 0.0)])
+def test_no_more_than_one_ticket_is_there_when_it_gets_overdue(max_delay: float | None, long: float) -> None:
+    """A wait is a long one well before `max_delay`."""
+    appetite = Appetite(max_delay)
+    assert appetite.most == MOST_ASKED
+    appetite.waits(long - 0.001)
+    assert appetite.most == MOST_ASKED
+    appetite.waits(long)
+    assert appetite.most == 1
+
+
+def test_appetite_doubles_with_every_ticket_that_is_granted_soon() -> None:
+    """Up to its bound; a late one tells of no room."""
+    appetite = Appetite(None)
+    appetite.waits(LONG)
+    appetite.granted(LONG)
+    assert appetite.most == 1
+    grown = []
+    for _ in range(7):
+        appetite.granted(LONG / 2)
+        grown.append(appetite.most)
+    assert grown == [2, 4, 8, 16, 32, 32, 32]

@@ -70,13 +70,14 @@ class Simulation:
                     number += 1
                     heapq.heappush(arrivals, (following.arrival, number, following))
             else:
-                self._offer(heapq.heappop(arrivals)[2])
+                self.offer(heapq.heappop(arrivals)[2])
             self.look()
 
     def look(self) -> None:
-        """Called after everything that happens; for those who want to watch."""
+        """Called after everything that happens; for those who want to watch, or to do something themselves."""
 
-    def _offer(self, request: Request) -> None:
+    def offer(self, request: Request) -> Entry:
+        """A request comes now."""
         entry, decisions = self.core.offer(
             self.now,
             request.rank,
@@ -91,6 +92,11 @@ class Simulation:
         elif entry.state is REFUSED:
             self.refused.append((request, entry.reason))
         self._note(decisions)
+        return entry
+
+    def withdraw(self, entry: Entry) -> None:
+        """One that waits leaves."""
+        self._note(self.core.withdraw(self.now, entry))
 
     def _note(self, decisions: Decisions) -> None:
         for entry in decisions.granted:
