@@ -7,7 +7,15 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NotRequired, get_type_hints
 
-from pydantic import ConfigDict, JsonValue, PydanticSchemaGenerationError, TypeAdapter, ValidationError, with_config
+from pydantic import (
+    ConfigDict,
+    JsonValue,
+    PydanticSchemaGenerationError,
+    PydanticUndefinedAnnotation,
+    TypeAdapter,
+    ValidationError,
+    with_config,
+)
 from pydantic_core import ErrorDetails, PydanticSerializationError, SchemaSerializer
 from typing_extensions import TypedDict
 
@@ -38,7 +46,7 @@ class Arguments:
 
     Raises:
         TypeError: A parameter is annotated with something that cannot be checked or written as JSON.
-        NameError: An annotation names what is not defined (yet).
+        NameError: An annotation, or a model it names, needs what is not defined (yet).
     """
 
     def __init__(self, task: str, function: Callable[..., object]) -> None:
@@ -50,7 +58,10 @@ class Arguments:
         self._rest = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), None)
         self._more = next((p.name for p in parameters if p.kind is p.VAR_KEYWORD), None)
         self._plain = not (self._positional_only or self._rest or self._more)
-        hints = get_type_hints(function, include_extras=True)
+        try:
+            hints = get_type_hints(function, include_extras=True)
+        except NameError as error:
+            raise self._undefined(error) from error
         fields = {p.name: _field(p, hints.get(p.name, JsonValue)) for p in parameters}
         given = _checked(TypedDict("Given", fields))  # type: ignore[operator]
         adapter = self._adapter(given, fields)
@@ -162,9 +173,16 @@ class Arguments:
     def _refused(self, why: str, argument: str = "") -> BadArguments:
         return BadArguments(f"task {self.task!r}: {why}", task=self.task, argument=argument)
 
+    def _undefined(self, error: NameError) -> NameError:
+        return NameError(f"task {self.task!r}: its annotations need what is not defined: {error.name}", name=error.name)
+
     def _adapter(self, given: type, fields: Mapping[str, object]) -> TypeAdapter[Named]:
         try:
-            return TypeAdapter(given)
+            adapter: TypeAdapter[Named] = TypeAdapter(given)
+            adapter.rebuild()  # Raises when a model in it waits for a name.
+            return adapter
+        except PydanticUndefinedAnnotation as error:
+            raise self._undefined(error) from error
         except PydanticSchemaGenerationError as error:
             for name, annotation in fields.items():
                 _check_annotation(self.task, name, annotation)

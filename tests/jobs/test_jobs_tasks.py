@@ -215,7 +215,7 @@ def test_an_annotation_may_name_what_comes_later(jobs: JobQueue) -> None:
         return int(item.n)
 
     task = jobs.task(later)
-    with pytest.raises(NameError):
+    with pytest.raises(NameError, match="task 'later': its annotations need what is not defined: _Later"):
         task.job({"n": 1})
 
     class _Late(BaseModel):
@@ -226,6 +226,27 @@ def test_an_annotation_may_name_what_comes_later(jobs: JobQueue) -> None:
         assert call_again(task, {"n": 1}) == 1
     finally:
         del later.__globals__["_Later"]
+
+
+class _Order(BaseModel):
+    item: _Item  # type: ignore[name-defined]  # noqa: F821
+
+
+def test_so_may_a_model(jobs: JobQueue) -> None:
+    """What it needs has to be there when the first job is made."""
+
+    def ship(order: _Order) -> int:
+        return int(order.item.n)
+
+    task = jobs.task(ship)
+    with pytest.raises(NameError, match="task 'ship': its annotations need what is not defined: _Item"):
+        task.job({"item": {"n": 1}})
+
+    class _Item(BaseModel):
+        n: int
+
+    _Order.model_rebuild(_types_namespace={"_Item": _Item})
+    assert call_again(task, {"item": {"n": 1}}) == 1
 
 
 # ---------------------------------------------------------------------- names and options
