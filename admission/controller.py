@@ -434,6 +434,11 @@ class AdmissionController:
         """Tickets waiting."""
         return self._backend.queued
 
+    @property
+    def cut_off(self) -> bool:
+        """Whether a shared pool is out of reach just now: this process then admits alone, as `on_outage` says."""
+        return self._backend.cut_off
+
     def snapshot(self) -> Snapshot:
         """The pool at this instant, frozen."""
         return self._backend.snapshot(self.now(), self.name, self._top_tenants)

@@ -55,6 +55,10 @@ class Backend(Protocol):
     def answers_later(self) -> bool:
         """Whether an entry may be `ASKED` when `offer` returns: the pool is kept elsewhere."""
 
+    @property
+    def cut_off(self) -> bool:
+        """Whether the pool is kept elsewhere and out of reach, so that this process decides alone."""
+
     def adopt(self, pool: object) -> None:
         """Put *pool* on every entry from now on."""
 

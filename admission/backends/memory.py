@@ -18,6 +18,7 @@ class MemoryBackend:
     """Drives a `Core` on one event loop."""
 
     answers_later = False
+    cut_off = False
     process = ""
 
     def __init__(self, core: Core) -> None:

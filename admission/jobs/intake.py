@@ -35,9 +35,6 @@ NO_LEASE = 0.05
 FRESH = 0.01
 """Seconds for which a reply says which classes have jobs; then the server is asked before anything is taken."""
 
-LINK_LOOK = 0.25
-"""Seconds for which it is believed how the pool's link stands."""
-
 
 class Arrivals(Protocol):
     """Whoever runs what was taken. It hands the permit to `Intake.ended` when the place is free again."""
@@ -105,8 +102,6 @@ class Intake:
         self._heard_at = 0.0
         self._poll_timer: asyncio.TimerHandle | None = None
         self._due_timer: asyncio.TimerHandle | None = None
-        self._link_known_until = 0.0
-        self._link_out = False
 
     def open(self) -> None:
         """Take jobs from now on."""
@@ -196,7 +191,7 @@ class Intake:
         reply = self._store.reply
         if not self._open or reply is None or self._loop.time() < self._pause_until:
             return
-        if self._store.failing or self._pool_is_out():
+        if self._store.failing or self._controller.cut_off:  # Then its permits are of this process alone.
             self.tender.close()
             self._release_under_way()
             return
@@ -328,17 +323,6 @@ class Intake:
         else:
             self._unsure = self._asking = False
             self.look_soon()
-
-    # ------------------------------------------------------------------ the pool's link
-
-    def _pool_is_out(self) -> bool:
-        """Whether the pool is cut off from its server: its permits are then of this process alone."""
-        now = self._loop.time()
-        if now >= self._link_known_until:
-            link = self._controller.snapshot().link
-            self._link_known_until = now + LINK_LOOK
-            self._link_out = link is not None and link.state != "closed"
-        return self._link_out
 
     def _release_under_way(self) -> None:
         """No permit waits for an answer that may be long in coming."""

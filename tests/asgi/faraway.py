@@ -45,6 +45,7 @@ class Faraway:
     """A `PoolSite` and the `Backend` of its one pool. `grant`, `refuse` and `line_up` are what the server decides."""
 
     answers_later = True
+    cut_off = False
 
     def __init__(self) -> None:
         self.asked: list[Entry] = []

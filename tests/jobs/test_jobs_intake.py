@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
@@ -48,6 +48,12 @@ class HeldServer:
         answered(Said.DONE)
 
 
+def an_intake(server: HeldServer, pool: AdmissionController) -> Intake:
+    """With four places, for everybody's jobs."""
+    nobody = cast(Arrivals, None)  # No job arrives.
+    return Intake(cast(JobStore, server), pool, nobody, places=4, tenants=None, steal=None)
+
+
 async def turns() -> None:
     """Let everything happen that is due."""
     for _ in range(5):
@@ -59,7 +65,7 @@ async def test_what_is_wanted_is_said_anew_only_after_the_answer_to_the_word_bef
     server = HeldServer()
     pool = AdmissionController(max_concurrency=1)
     held = await pool.acquire()
-    intake = Intake(cast(JobStore, server), pool, cast(Arrivals, cast(Any, None)), places=4, tenants=None, steal=None)
+    intake = an_intake(server, pool)
     intake.open()
     server.answers(intake, "tick", [0, 0, 1, 0])
     await turns()
@@ -73,3 +79,22 @@ async def test_what_is_wanted_is_said_anew_only_after_the_answer_to_the_word_bef
     assert server.about("want") == [script.want([0, 1, 2, 3], None, None)]
     intake.close()
     held.release()
+
+
+async def test_nothing_is_taken_on_a_permit_of_this_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the pool is out of reach jobs wait, from the instant in which it is known."""
+    server = HeldServer()
+    pool = AdmissionController(max_concurrency=1)
+    intake = an_intake(server, pool)
+    intake.open()
+    server.answers(intake, "tick", [0, 0, 1, 0])
+    await asyncio.sleep(0)
+    assert pool.in_flight == 1
+    monkeypatch.setattr(pool._backend, "cut_off", True, raising=False)
+    await turns()
+    assert (server.about("take"), pool.in_flight) == ([], 0)
+    monkeypatch.undo()
+    intake.look_soon()
+    await turns()
+    assert server.about("take") == [script.take(2, 1, None, None)]
+    intake.close()

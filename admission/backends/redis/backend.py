@@ -671,6 +671,11 @@ class RedisBackend:
     # ------------------------------------------------------------------ questions
 
     @property
+    def cut_off(self) -> bool:
+        """Whether the server is out of reach, and this process goes alone."""
+        return self._cut_off
+
+    @property
     def held(self) -> int:
         """Slots the tickets of this process hold."""
         return self._claims.held
