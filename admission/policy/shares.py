@@ -31,10 +31,12 @@ from admission.types import PriorityClass
 MICRO = 1_000_000
 """One slot's worth of credit."""
 
-OWED = 4
-"""Limits' worth of starts beyond its share that a class may owe. So its memory outlasts a rush: under a higher class at
-90 % load, equally long work that is sure of a twentieth makes p99 of the other's waits 1.10 times as long, as it does
-when sure of nothing. With 3 it would be 1.14, with 2 1.45, with 1 1.9, with 0 2.6 (tests/scenarios).
+OWED = 8
+"""Limits' worth of starts beyond its share that a class may owe.
+
+Its memory has to outlast a rush. Under a higher class at 90 % load, equally long work that is sure of a twentieth then
+makes p99 of the other's waits 1.11 times as long, as it does when sure of nothing; with 4 it would be 1.23, with 0 2.05
+(8 slots; tests/scenarios/test_shared_capacity.py with 160,000 requests).
 """
 
 

@@ -407,7 +407,7 @@ class Model:
             room.credit = self.credit(room)
             self.start(room, head)
             if room.rules.guaranteed:
-                room.credit = max(room.credit - head.slots, Fraction(-4 * (self.limit + 1)))
+                room.credit = max(room.credit - head.slots, Fraction(-8 * (self.limit + 1)))
             self.left_the_line(room)
             out.granted.append(head.number)
 

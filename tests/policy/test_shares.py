@@ -97,8 +97,8 @@ def test_no_more_is_owed_than_some_limits_worth_of_starts() -> None:
         share.spend(1, start)
     assert share.credit(1000) == -OWED * 5 * MICRO
     share.waits(True, 1000)
-    assert not share.is_due(1, 1000 + 209)
-    assert share.is_due(1, 1000 + 210)
+    assert not share.is_due(1, 1000 + 409)
+    assert share.is_due(1, 1000 + 410)
 
 
 def test_a_class_that_is_guaranteed_nothing_neither_saves_nor_owes() -> None:

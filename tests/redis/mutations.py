@@ -34,8 +34,8 @@ OF_RULES = (
     Mutation("credit is not spent", "(c.guaranteed - 1e6) * slots", "c.guaranteed * slots"),
     Mutation("credit has no cap", "c.queued > 0 and c.most_credit or 0", "c.queued > 0 and 1e15 or 0"),
     Mutation("credit is saved up by who does not wait", "c.most_credit or 0)", "c.most_credit or c.most_credit)"),
-    Mutation("what is owed is forgotten", "-4 * c.most_credit)", "0)"),
-    Mutation("what is owed has no end", "-4 * c.most_credit)", "-1e15)"),
+    Mutation("what is owed is forgotten", "-8 * c.most_credit)", "0)"),
+    Mutation("what is owed has no end", "-8 * c.most_credit)", "-1e15)"),
     Mutation(
         "who starts at once pays nothing", "if not c.exempt then\n      core.spend", "if false then\n      core.spend"
     ),

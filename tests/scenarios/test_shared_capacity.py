@@ -1,7 +1,7 @@
 """What online requests feel of a backlog of jobs in their pool, and jobs of online requests, in virtual time.
 
 The load is that of `./dev bench shared`, which shows the same with a real web app, a worker and a server between them:
-16 slots, requests at 90 % of what they can do, and a worker that has so many jobs wait in the pool as it would.
+8 slots, requests at 90 % of what they can do, and a worker that has so many jobs wait in the pool as it would.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from admission.policy.limit import FixedLimit
 from admission.types import DEFAULT_CLASSES, PriorityClass
 from tests.scenarios.simulation import Request, Simulation
 
-LIMIT = 16
+LIMIT = 8
 REQUESTS = 5_000
 BACKLOG = 5_000
 SEEDS = range(8)
@@ -112,20 +112,20 @@ def classes_with(**changes: Any) -> Sequence[PriorityClass]:
 @pytest.mark.parametrize(
     ("service", "job", "changes", "most"),
     [
-        pytest.param(0.08, 0.2, {}, 1.2, id="short jobs"),
-        pytest.param(0.08, 1.0, {}, 1.2, id="jobs like requests"),
-        pytest.param(1.0, 1.0, {}, 1.2, id="requests of a second, and jobs like them"),
+        pytest.param(0.05, 0.2, {}, 1.2, id="short jobs"),
+        pytest.param(0.05, 1.0, {}, 1.2, id="jobs like requests"),
+        pytest.param(1.0, 1.0, {"max_delay": 60.0}, 1.2, id="requests of a second, and jobs like them"),
         pytest.param(10.0, 1.0, {"max_delay": None}, 1.2, id="requests of ten seconds, and jobs like them"),
         # A twentieth of the starts is a tenth of the time then, and requests leave no more.
-        pytest.param(1.0, 2.0, {"guaranteed": 0.01}, 1.75, id="jobs twice as long, sure of less"),
+        pytest.param(1.0, 2.0, {"guaranteed": 0.01}, 1.5, id="jobs twice as long, sure of less"),
         # One that has waited for 30 seconds goes first, in each rush.
-        pytest.param(10.0, 1.0, {}, 1.75, id="requests of ten seconds, and jobs that get overdue"),
+        pytest.param(1.0, 1.0, {}, 1.3, id="requests of a second, and jobs that get overdue"),
     ],
 )
 def test_a_backlog_of_jobs_takes_what_requests_leave_and_hardly_delays_them(
     service: float, job: float, changes: Mapping[str, Any], most: float
 ) -> None:
-    """p99 is within 1.2 times that without jobs, jobs have their share of the starts, and all slots at once after."""
+    """p99 is at most so many times that without jobs. These have their share of the starts; after them, all slots."""
     classes = classes_with(**changes)
     runs = [Shared(seed, service, job * service, classes) for seed in SEEDS]
     assert p99(runs) <= most * p99_alone(service)

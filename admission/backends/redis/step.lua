@@ -276,7 +276,7 @@ end
 -- A class is granted slots, which are not among the starts yet.
 function core.spend(c, slots)
   if c.guaranteed > 0 then
-    c.credit = max(core.credit(c) + (c.guaranteed - 1e6) * slots, -4 * c.most_credit)
+    c.credit = max(core.credit(c) + (c.guaranteed - 1e6) * slots, -8 * c.most_credit)
     c.starts_seen = pool.starts + slots
   end
 end
