@@ -61,6 +61,15 @@ def is_free(path: Path) -> bool:
     return held is not None
 
 
+def has_ended(process: int) -> bool:
+    """Whether there is no such process any more."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
 def holder(path: Path) -> int:
     """The process that says it holds that lock."""
     return int(path.read_text())
@@ -175,6 +184,15 @@ def test_the_server_outlives_the_process_that_started_it(directory: Path) -> Non
             first.kill()
             asked.set("kept", "yes")
             assert run_of(server) == run
+
+
+def test_the_server_ends_when_its_directory_is_deleted() -> None:
+    """Nobody would find it any more, so nobody could end it."""
+    with tempfile.TemporaryDirectory(prefix="adm-") as path:
+        server = embedded(Path(path))
+        process = holder(Path(path) / keeper.SERVER)
+    server.close()
+    wait_until(lambda: has_ended(process), "the server to be gone")
 
 
 def test_the_server_ends_though_its_last_user_was_killed(directory: Path) -> None:

@@ -175,13 +175,17 @@ def keep(directory: Path, program: str, ready: Callable[[], None]) -> None:
     server = _Server(directory, program)
     server.ensure()
     ready()
-    while (alone := lock(directory / USERS)) is None:
-        time.sleep(_PERIOD)
-        if not server.lives():
-            _start_again(server)
+    try:
+        while (alone := lock(directory / USERS)) is None:
+            time.sleep(_PERIOD)
+            if not server.lives():
+                _start_again(server)
+    except FileNotFoundError:
+        alone = None  # The directory was deleted, so nobody finds the server any more.
     server.stop()
     os.close(held)  # Before the newcomers are let in: one of them brings the next keeper.
-    os.close(alone)
+    if alone is not None:
+        os.close(alone)
 
 
 def _take_over(directory: Path) -> int | None:
